@@ -1,0 +1,225 @@
+"""The direction v = θ_ref − θ, over the parameters that are scored.
+
+A parameter is scored in the *uses* whose names are chosen. A head tied to the embedding (GPT-2) has
+two uses, ``lm_head.weight`` and ``transformer.wte.weight``, of one parameter: ``"head"`` scores the
+first alone, else the derivative would run through the whole trunk. However many of its uses are
+scored, a parameter counts once in ‖v‖.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from gradmimic.errors import DirectionError, ParameterError
+
+Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a module holds a scored parameter: ``module.<attribute>``."""
+
+    module: nn.Module
+    attribute: str
+    name: str  # the parameter's one name, shared by all its uses
+
+
+@dataclass(frozen=True)
+class Subset:
+    """S, the scored parameters of a model, and the places where they are used.
+
+    Args:
+        parameters: each scored parameter once, by its first chosen name.
+        uses: where the model reads them.
+        is_head: whether they are the last layer, with nothing but the loss above it.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    uses: tuple[Use, ...]
+    is_head: bool = False
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that hold a scored parameter, each once."""
+        return tuple({id(use.module): use.module for use in self.uses}.values())
+
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the model read ``tensors`` in place of its parameters; put them back whatever happens."""
+        originals = [use.module._parameters[use.attribute] for use in self.uses]
+        try:
+            for use in self.uses:
+                # The registry, not setattr: that refuses a tensor which is not an nn.Parameter.
+                use.module._parameters[use.attribute] = tensors[use.name]  # type: ignore[assignment]
+            yield
+        finally:
+            for use, original in zip(self.uses, originals, strict=True):
+                use.module._parameters[use.attribute] = original
+
+
+@dataclass(frozen=True)
+class Direction:
+    """v and its length: one tensor for each scored parameter, shaped like it."""
+
+    tensors: Mapping[str, Tensor]
+    norm: Tensor  # scalar, ‖v‖ over all of them
+
+    def check(self) -> None:
+        """Raise if nothing can be projected on this direction."""
+        norm = self.norm.item()
+        if norm == 0:
+            raise DirectionError(
+                "The direction is zero: the reference's weights equal the current ones over "
+                f"{_few(self.tensors)}. Expected a better model's weights; check that the reference "
+                "is not a copy of the model, or score other parameters with params=."
+            )
+        if not torch.isfinite(self.norm):
+            raise DirectionError(
+                f"The direction's norm is {norm}: the model's or the reference's weights over "
+                f"{_few(self.tensors)} hold NaN or infinite values. Check both."
+            )
+
+
+def find_head(model: nn.Module) -> str:
+    """Name the last module, in the order of registration, that holds parameters of its own.
+
+    That is ``fc``, ``classifier``, ``head``, ``heads.head``, ``lm_head`` in the common models. Only a
+    forward pass tells which module is *used* last: :class:`LastUsed` checks this guess.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The module's name; ``""`` is the model itself.
+
+    Raises:
+        ParameterError: the model has no parameters.
+
+    Example:
+        >>> find_head(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Softmax(1)))
+        '2'
+    """
+    names = [name for name, module in model.named_modules() if _holds_parameters(module)]
+    if not names:
+        raise ParameterError(f"{type(model).__name__} has no parameters, so nothing can be scored.")
+    return names[-1]
+
+
+class LastUsed:
+    """Watch one forward pass of a model for the last module with parameters that starts to run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.name: str | None = None  # stays None where no module was called
+        self._hooks = [
+            module.register_forward_pre_hook(self._record(name))
+            for name, module in model.named_modules()
+            if _holds_parameters(module)
+        ]
+
+    def _record(self, name: str) -> Callable[[nn.Module, object], None]:
+        def hook(_module: nn.Module, _inputs: object) -> None:
+            self.name = name
+
+        return hook
+
+    def stop(self) -> None:
+        """Take the hooks off the model again."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def choose(model: nn.Module, params: Params = "head", *, head: str | None = None) -> Subset:
+    """Choose the parameters that are scored.
+
+    Args:
+        model: the model being trained.
+        params: ``"head"``, the last module with parameters; ``"all"``; one or more glob patterns over
+            the names, such as ``"encoder.layers.11.*"``; or a callable ``(name, parameter) -> bool``.
+            Frozen parameters can be scored like any other.
+        head: the head's name where it is known; found by :func:`find_head` otherwise.
+
+    Returns:
+        The subset S, never empty.
+
+    Raises:
+        ParameterError: nothing matches; the message lists names that would.
+
+    Example:
+        >>> list(choose(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "1.*").parameters)
+        ['1.weight', '1.bias']
+    """
+    if params == "head":
+        prefix = find_head(model) if head is None else head
+        own = re.compile(re.escape(f"{prefix}." if prefix else "") + r"[^.]+")
+        chosen: Callable[[str, nn.Parameter], bool] = lambda name, _: bool(own.fullmatch(name))  # noqa: E731
+    elif params == "all":
+        chosen = lambda _name, _parameter: True  # noqa: E731
+    elif callable(params):
+        chosen = params
+    else:
+        patterns = [params] if isinstance(params, str) else list(params)
+        chosen = lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)  # noqa: E731
+
+    first_name: dict[int, str] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    uses = []
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            if parameter is None or not chosen(name, parameter):
+                continue
+            canonical = first_name.setdefault(id(parameter), name)
+            parameters[canonical] = parameter
+            uses.append(Use(module, attribute, canonical))
+    if not uses:
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        raise ParameterError(
+            f"params={params!r} matches no parameter of {type(model).__name__}. It expects 'head', "
+            f"'all', glob patterns over the parameters' names, or a callable (name, parameter) -> "
+            f"bool. The names are: {_few(names)}."
+        )
+    return Subset(parameters, tuple(uses), is_head=params == "head")
+
+
+def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
+    """Take the direction from the current weights to the reference's.
+
+    v = θ_ref,S − θ_S
+
+    Args:
+        subset: the scored parameters, θ_S.
+        reference: θ_ref,S by the same names, of the same shapes, dtypes and devices
+            (:meth:`gradmimic.reference.Reference.match` brings any reference there).
+
+    Returns:
+        v, with its norm; call ``check`` before dividing by that.
+
+    Source: arXiv 2501.06708, section 3.1.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> direction(choose(layer), {"weight": torch.tensor([[3.0, 4.0]])}).norm
+        tensor(5.)
+    """
+    tensors = {
+        name: reference[name] - parameter.detach() for name, parameter in subset.parameters.items()
+    }
+    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors.values()]
+    device = norms[0].device  # a model may be spread over devices; its direction has one length
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    return Direction(tensors, norm)
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

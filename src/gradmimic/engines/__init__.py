@@ -1,0 +1,65 @@
+"""Engines: ways to the derivative of every sample's loss along the direction, one file each.
+
+An engine is a context manager around one forward pass, in which the model reads stand-ins for its
+scored parameters. After the pass it turns the losses into their derivatives ``[b]`` along v.
+"""
+
+from types import TracebackType
+from typing import Protocol
+
+from torch import Tensor
+
+from gradmimic.direction import Direction, Subset
+from gradmimic.engines.forward import ForwardEngine
+from gradmimic.engines.oracle import OracleEngine
+from gradmimic.errors import ParameterError
+
+
+class Engine(Protocol):
+    """What every engine does: stand-ins go in, one forward pass runs, derivatives come out."""
+
+    stand_ins: dict[str, Tensor]
+    """What the model reads in the pass in place of each scored parameter; gradients flow through."""
+
+    def __init__(self, subset: Subset, direction: Direction) -> None: ...
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def derivative(self, losses: Tensor) -> Tensor:
+        """Return ``[b]``, d/dε ℓ_i(θ + ε v) at ε = 0; once, after the pass."""
+
+    def close(self) -> None:
+        """Drop what the pass holds; safe to call at any time."""
+
+
+def pick_engine(name: str) -> type[Engine]:
+    """Return the engine of this name.
+
+    Args:
+        name: ``"forward"``, ``"oracle"``, or ``"auto"``, which is ``"forward"``.
+
+    Returns:
+        The engine's class.
+
+    Raises:
+        ParameterError: there is no such engine.
+
+    Example:
+        >>> pick_engine("auto").__name__
+        'ForwardEngine'
+    """
+    engines: dict[str, type[Engine]] = {
+        "auto": ForwardEngine,
+        "forward": ForwardEngine,
+        "oracle": OracleEngine,
+    }
+    if name not in engines:
+        raise ParameterError(f"engine={name!r} is unknown; expected one of {', '.join(engines)}.")
+    return engines[name]

@@ -1,0 +1,153 @@
+"""Engine ``forward``: one forward-mode derivative of the vector of per-sample losses.
+
+    ℓ(θ + ε v) = ℓ(θ) + ε · dℓ          with dual numbers θ + ε v at the scored parameters
+
+The pass that computes the losses computes dℓ ``[b]`` beside them, so the pass that trains also
+scores. Exact for any architecture and any per-sample loss, contrastive ones included. With the head
+alone scored, dual numbers enter at the last layer and cost next to nothing.
+"""
+
+import re
+from contextlib import ExitStack
+from types import TracebackType
+from typing import ClassVar
+
+import torch.autograd.forward_ad as fwAD  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gradmimic.direction import Direction, Subset
+from gradmimic.engines.attention import DifferentiableAttention, is_dual
+from gradmimic.errors import (
+    GradMimicError,
+    LossError,
+    UnsupportedOperationError,
+    UsageError,
+)
+
+REMEDIES = {
+    "mkldnn_rnn_layer": "run the forward pass under torch.backends.mkldnn.flags(enabled=False)",
+    "_cudnn_rnn": "run the forward pass under torch.backends.cudnn.flags(enabled=False)",
+    "scaled_dot_product": "run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+    "_transformer_encoder_layer_fwd": "call torch.backends.mha.set_fastpath_enabled(False)",
+    "custom autograd.Function": "give that function a jvp",
+}
+"""Part of an operation's name: what makes it differentiable in forward mode."""
+
+
+class ForwardEngine:
+    """Dual numbers through one forward pass.
+
+    The dual level stays open between the end of the ``with`` block and ``derivative``, so that the
+    losses may be computed after the block; the model itself is restored at the block's end.
+
+    Args:
+        subset: the scored parameters.
+        direction: v, over the same names.
+
+    Raises:
+        UnsupportedOperationError: an operation that the derivative must pass has no forward-mode
+            formula; the message names it and the way out.
+        UsageError: the caller already differentiates in forward mode.
+
+    Example:
+        >>> import torch
+        >>> from gradmimic.direction import choose, direction
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> subset = choose(layer)
+        >>> v = direction(subset, {"weight": layer.weight.detach() + 1})
+        >>> with ForwardEngine(subset, v) as engine:
+        ...     losses = layer(torch.tensor([[1.0, 2.0]])).squeeze(1)
+        >>> engine.derivative(losses)
+        tensor([3.])
+    """
+
+    _open: ClassVar["ForwardEngine | None"] = None  # torch has one dual level, so one pass at a time
+
+    def __init__(self, subset: Subset, direction: Direction) -> None:
+        self._subset, self._direction = subset, direction
+        self._restore = ExitStack()
+        self.stand_ins: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "ForwardEngine":
+        if ForwardEngine._open is not None:  # a pass whose losses were never asked for
+            ForwardEngine._open.close()
+        try:
+            fwAD.enter_dual_level()
+        except RuntimeError as error:
+            raise UsageError(
+                "The forward pass is already inside torch.autograd.forward_ad.dual_level, which "
+                "does not nest. Leave that block first, or use engine='oracle'."
+            ) from error
+        ForwardEngine._open = self
+        self.stand_ins = {
+            name: fwAD.make_dual(parameter, self._direction.tensors[name])
+            for name, parameter in self._subset.parameters.items()
+        }
+        self._restore.enter_context(self._subset.swapped(self.stand_ins))
+        for hook in [m.register_forward_hook(_expect_dual) for m in self._subset.modules]:
+            self._restore.callback(RemovableHandle.remove, hook)
+        if not self._subset.is_head:  # above the head there is no attention, only the loss
+            self._restore.enter_context(DifferentiableAttention())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore.close()
+        if error is not None:
+            self.close()
+        ours = isinstance(error, GradMimicError)
+        if isinstance(error, NotImplementedError) and "forward" in str(error) and not ours:
+            raise _explain(error) from error
+
+    def derivative(self, losses: Tensor) -> Tensor:
+        """Return ``[b]``, the losses' derivative along v; the pass ends with it."""
+        if ForwardEngine._open is not self:
+            raise UsageError(
+                "This forward pass is over: it was weighed already, or another one began since. "
+                "Call weigh once after each `with` block."
+            )
+        tangent = fwAD.unpack_dual(losses).tangent
+        self.close()
+        if tangent is None:
+            raise LossError(
+                "The losses do not depend on the scored parameters. Expected losses computed from "
+                "the output of this model in this `with` block; what came may be of another pass, "
+                "detached, or made by a compiled or reentrantly checkpointed module."
+            )
+        return tangent.detach()
+
+    def close(self) -> None:
+        """End the dual level, where this pass holds it."""
+        if ForwardEngine._open is self:
+            ForwardEngine._open = None
+            fwAD.exit_dual_level()
+
+
+def _expect_dual(module: nn.Module, _inputs: object, output: object) -> None:
+    """Catch a scored module whose derivative got lost on the way, before it makes scores wrong."""
+    tensors = output if isinstance(output, tuple | list) else (output,)
+    first = next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()), None)
+    if first is not None and not is_dual(first):
+        raise UnsupportedOperationError(
+            f"The output of the scored module {type(module).__name__} lost its forward-mode "
+            "derivative. Reentrant checkpointing does that (pass use_reentrant=False and score "
+            "parameters outside the checkpointed part), and so do detach() and .data. Score other "
+            "parameters with params=, or use engine='oracle'."
+        )
+
+
+def _explain(error: NotImplementedError) -> UnsupportedOperationError:
+    text = str(error)
+    named = re.search(r"forward AD with (\S+)", text)
+    operation = named.group(1).rstrip(".") if named else "a custom autograd.Function without a jvp"
+    remedy = next((remedy for part, remedy in REMEDIES.items() if part in text), None)
+    return UnsupportedOperationError(
+        f"torch cannot differentiate {operation} in forward mode, and a scored parameter lies "
+        f"below it. {f'Either {remedy}; or s' if remedy else 'S'}core only parameters above it "
+        "(params=), or use engine='oracle'."
+    )

@@ -1,0 +1,319 @@
+"""The score log: what every sample scored at every visit, kept so that nothing written is lost.
+
+A log is a folder:
+
+    run.json                        format version, libraries, configuration, seed, ‖v‖ per step
+    part-00000-000000.parquet       rows of rank 0, in the order they were appended
+    part-00000-000001.parquet       … each part appears whole or not at all
+
+One row is one *visit*: one (scorer, epoch, sample_id). Parts are only ever added, so a killed run
+loses the rows it had not flushed and nothing else. Scores, weights and losses are stored as
+float32, also for float64 models: a score ranks samples, and its eighth digit ranks nothing.
+"""
+
+import atexit
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradmimic.atomic import atomic_write, temporary_name
+from gradmimic.errors import LogError, UsageError
+from gradmimic.log_batch import Batch, checked_batch, checked_norm, to_table
+from gradmimic.log_reader import (
+    FORMAT_VERSION,
+    RUN_FILE,
+    VERSION_KEY,
+    LogReader,
+    part_id_type,
+    part_numbers,
+)
+
+_LIBRARIES = ("gradmimic", "torch", "numpy", "pyarrow")
+# Columns of few values shrink as dictionaries; for the others a dictionary doubles the write time.
+_REPETITIVE = ["epoch", "step", "scorer", "batch_size", "rank"]
+
+
+class ScoreLog(LogReader):
+    """A score log opened for writing; an existing one is continued.
+
+    Rows are buffered in memory and written as Parquet parts. ``close()``, the end of a ``with``
+    block (also when an exception passes through) and a normal end of the program write the rest.
+    To only read a log, use ``ScoreLog.read(path)``.
+
+    Args:
+        path: the log's folder; made where it is missing.
+        config: the run's resolved configuration, saved in ``run.json``; must be JSON-like.
+            On resuming, None keeps the one already there.
+        seed: the run's seed, likewise.
+        rows_per_part: rows to buffer before a part is written; a part holds at most this many,
+            unless one batch alone has more.
+        rank: this process's rank. Processes may share a folder as long as their ranks differ;
+            rank 0 writes ``run.json``.
+
+    Raises:
+        LogError: the folder cannot be written, or holds something that is not such a log.
+
+    Example:
+        >>> import tempfile
+        >>> with ScoreLog(tempfile.mkdtemp(), config={"temperature": 0.5}, seed=0) as log:
+        ...     log.append(["a", "b"], [0.3, -0.1], [0.6, 0.4], [0.2, 1.9], epoch=0, step=0)
+        ...     log.scan().num_rows
+        2
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        rows_per_part: int = 65_536,
+        rank: int = 0,
+    ) -> None:
+        if rows_per_part < 1 or rank < 0:
+            raise LogError(
+                f"expected rows_per_part >= 1 and rank >= 0, got {rows_per_part} and {rank}."
+            )
+        self.path = Path(path)
+        self.rows_per_part = rows_per_part
+        self.rank = rank
+        self._batches: list[Batch] = []
+        self._rows = 0
+        self._closed = False
+        self._pid = os.getpid()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        except OSError as error:
+            raise LogError(
+                f"cannot write a score log to {self.path}: {error}. Choose a folder you may write."
+            ) from error
+        parts = self._parts()
+        own = [numbers[1] for part in parts if (numbers := part_numbers(part))[0] == rank]
+        self._next = max(own, default=-1) + 1
+        # None until the first rows say which kind of id this log holds.
+        self._ids_are_text = bool(part_id_type(parts[0]) == pa.string()) if parts else None
+        self._run = self._started_run(config, seed)
+        self._write_run()
+        atexit.register(self._close_at_exit)
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> LogReader:
+        """Open an existing log for reading only; nothing in the folder is made or changed.
+
+        Args:
+            path: the log's folder.
+
+        Returns:
+            A reader with ``scan`` and ``run``.
+
+        Raises:
+            LogError: the folder is missing or holds no log.
+
+        Example:
+            >>> import tempfile
+            >>> ScoreLog(folder := tempfile.mkdtemp()).close()
+            >>> ScoreLog.read(folder).scan().num_rows
+            0
+        """
+        return LogReader(path)
+
+    def append(
+        self,
+        sample_ids: Any,
+        scores: npt.ArrayLike,
+        weights: npt.ArrayLike,
+        losses: npt.ArrayLike,
+        *,
+        epoch: int,
+        step: int,
+        direction_norm: float | None = None,
+        scorer: str = "mimic",
+        canary: npt.ArrayLike | None = None,
+    ) -> None:
+        """Add one batch. A call that raises adds nothing, and keeps what was added before.
+
+        Every row gets ``batch_size = b``, the rows of this call. Canaries that stand outside the
+        batch's softmax therefore belong in a call of their own.
+
+        Args:
+            sample_ids: ids ``[b]``, all integers or all strings, none twice.
+            scores: ``[b]``, finite; an array, a list or a CPU tensor without grad.
+            weights: ``[b]``, the batch's weights after the softmax.
+            losses: ``[b]``, the unreduced losses.
+            epoch: counted from 0.
+            step: counted from 0, over the whole run.
+            direction_norm: ‖θ_ref − θ‖ at this step, saved in ``run.json``.
+            scorer: the name of what made the scores.
+            canary: bool ``[b]``, true where the sample is a canary; None means nowhere.
+
+        Raises:
+            LogError: a length, an id, a number or a score cannot be logged; or the disk is full.
+            UsageError: the log is closed.
+
+        Example:
+            >>> import tempfile
+            >>> log = ScoreLog(tempfile.mkdtemp())
+            >>> log.append([7], [float("nan")], [1.0], [0.5], epoch=0, step=3)
+            Traceback (most recent call last):
+            gradmimic.errors.LogError: the score of sample 7 is nan. Check its input and its loss. \
+Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
+            >>> log.close()
+        """
+        if self._closed:
+            raise UsageError(f"the log at {self.path} is closed. Open it again: ScoreLog(path).")
+        batch = checked_batch(
+            sample_ids, scores, weights, losses, canary, epoch=epoch, step=step, scorer=scorer
+        )
+        size = len(batch.ids)
+        if size == 0:
+            return
+        self._check_kind_of_ids(batch)
+        norm = None if direction_norm is None else checked_norm(direction_norm, step)
+        if self._rows and self._rows + size > self.rows_per_part:
+            self.flush()
+        self._ids_are_text = isinstance(batch.ids, list)
+        self._batches.append(batch)
+        self._rows += size
+        if norm is not None:
+            self._run["direction_norm"][batch.step] = norm
+
+    def flush(self) -> None:
+        """Write the buffered rows as one part.
+
+        Raises:
+            LogError: the part cannot be written, e.g. on a full disk. No half-written file is
+                left, the rows stay in memory, and a later flush writes them.
+
+        Example:
+            >>> import tempfile
+            >>> log = ScoreLog(tempfile.mkdtemp())
+            >>> log.append([1], [0.5], [1.0], [0.1], epoch=0, step=0)
+            >>> log.flush()
+            >>> [part.name for part in log.path.glob("*.parquet")]
+            ['part-00000-000000.parquet']
+            >>> log.close()
+        """
+        if not self._batches:
+            return
+        table = to_table(self._batches, self.rank).replace_schema_metadata(
+            {VERSION_KEY: str(FORMAT_VERSION)}
+        )
+        part = self.path / f"part-{self.rank:05d}-{self._next:06d}.parquet"
+        if part.exists():
+            raise LogError(
+                f"{part} was written by somebody else since this log was opened. Give every "
+                "process its own rank=, or its own folder."
+            )
+        self._write_run()
+        try:
+            with atomic_write(part) as file:
+                pq.write_table(table, file, use_dictionary=_REPETITIVE, write_page_checksum=True)
+        except OSError as error:
+            raise LogError(self._cannot_write(part, error)) from error
+        self._batches.clear()
+        self._rows = 0
+        self._next += 1
+
+    def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
+        """Flush, then read everything appended so far; see ``LogReader.scan``."""
+        self.flush()
+        return super().scan(columns, filter)
+
+    def close(self) -> None:
+        """Flush and refuse further rows; closing twice is harmless."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        atexit.unregister(self._close_at_exit)
+
+    def __enter__(self) -> "ScoreLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _close_at_exit(self) -> None:
+        """Save the rows of a log nobody closed, unless this is a fork with a copy of them."""
+        if os.getpid() == self._pid:
+            self.close()
+
+    def _check_kind_of_ids(self, batch: Batch) -> None:
+        """Refuse string ids in a log of integers, and the other way round."""
+        is_text = isinstance(batch.ids, list)
+        if self._ids_are_text not in (None, is_text):
+            old, new = ("int64", "string") if is_text else ("string", "int64")
+            raise LogError(
+                f"the log at {self.path} holds {old} sample ids, but {new} ids came (epoch "
+                f"{batch.epoch}, step {batch.step}). Use one kind of id throughout. Nothing of "
+                "this batch was logged."
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed process of this rank left half-written."""
+        for leftover in self.path.glob(f".part-{self.rank:05d}-*.parquet.tmp"):
+            leftover.unlink()
+        if self.rank == 0:
+            temporary_name(self.path / RUN_FILE).unlink(missing_ok=True)
+
+    def _started_run(self, config: Mapping[str, Any] | None, seed: int | None) -> dict[str, Any]:
+        """Make what run.json will say, keeping what an earlier run of this log said."""
+        old = self.run if (self.path / RUN_FILE).exists() else {}
+        return {
+            "format_version": FORMAT_VERSION,
+            "created": old.get("created", datetime.now(timezone.utc).isoformat(timespec="seconds")),
+            "versions": _versions(),
+            "config": old.get("config") if config is None else dict(config),
+            "seed": old.get("seed") if seed is None else seed,
+            "direction_norm": old.get("direction_norm", {}),
+        }
+
+    def _write_run(self) -> None:
+        """Write run.json, one key a line: json's own indentation is ten times slower."""
+        if self.rank != 0:
+            return
+        file = self.path / RUN_FILE
+        try:
+            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self._run.items()]
+            with atomic_write(file) as out:
+                out.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        except (TypeError, ValueError) as error:
+            raise LogError(
+                f"config and seed must be JSON-like (dicts, lists, text, numbers): {error}."
+            ) from error
+        except OSError as error:
+            raise LogError(self._cannot_write(file, error)) from error
+
+    def _cannot_write(self, file: Path, error: OSError) -> str:
+        """Say that the disk does not take a file, and that nothing is lost by it."""
+        return (
+            f"cannot write {file}: {error}. {self._rows} rows stay in memory: make room, then "
+            "call flush() again."
+        )
+
+
+def _versions() -> dict[str, str | None]:
+    """Look up library versions without importing any; None where one is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = None
+    return versions

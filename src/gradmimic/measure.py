@@ -1,0 +1,155 @@
+"""Scores without training: one forward pass, and every sample's mimic score."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, direction, find_head
+from gradmimic.engines import pick_engine
+from gradmimic.engines.gradients import per_sample_gradients
+from gradmimic.engines.oracle import OracleEngine
+from gradmimic.errors import LossError
+from gradmimic.reference import Reference, Source, load_reference
+from gradmimic.score import cosine, projection
+
+Batch = TypeVar("Batch")
+
+
+def mimic_scores(
+    model: nn.Module,
+    reference: Reference | Source,
+    batch: Batch,
+    losses: Callable[[nn.Module, Batch], Tensor],
+    *,
+    params: Params = "head",
+    engine: str = "auto",
+    variant: Literal["projection", "cosine"] = "projection",
+) -> Tensor:
+    """Score one batch without training on it.
+
+    m_i = ⟨−∇_{θ_S} ℓ_i, v⟩ / ‖v‖  with v = θ_ref,S − θ_S
+
+    Args:
+        model: the current weights θ. Its mode (train or eval) is respected, its weights, gradients
+            and buffers are left as they are.
+        reference: a better model's weights, or anything :func:`load_reference` takes.
+        batch: whatever ``losses`` takes.
+        losses: ``losses(model, batch) -> [b]``, one finite loss per sample.
+        params: the scored parameters: ``"head"``, ``"all"``, glob patterns or a callable.
+        engine: ``"auto"``, ``"forward"`` or ``"oracle"``.
+        variant: ``"projection"``, or ``"cosine"``, the projection over the gradient's length, which
+            takes every sample's gradient whatever the engine.
+
+    Returns:
+        ``[b]`` scores, detached. Higher is better; a positive one means that a descent step on this
+        sample moves the weights toward the reference. ``"cosine"`` lies in [−1, 1].
+
+    Raises:
+        ParameterError, ReferenceMismatchError, DirectionError: the model, its scored parameters and
+            the reference do not fit.
+        LossError: the losses are not ``[b]``, not finite, or do not depend on the scored parameters.
+        UnsupportedOperationError: the engine cannot differentiate an operation.
+
+    Source: arXiv 2501.06708, section 3.1.
+
+    Example:
+        >>> model, better = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 0.0), nn.init.constant_(better.weight, 1.0)
+        >>> x, y = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [-1.0]])
+        >>> mimic_scores(model, better, (x, y), lambda m, b: (m(b[0]) - b[1]).square().squeeze(1))
+        tensor([ 2., -2.])
+    """
+    if variant not in ("projection", "cosine"):
+        raise LossError(f"variant={variant!r} is unknown; expected 'projection' or 'cosine'.")
+    loaded = load_reference(reference)
+
+    def score(subset: Subset) -> Tensor:
+        v = direction(subset, loaded.match(model, subset))
+        v.check()
+        if variant == "cosine":
+            with OracleEngine(subset, v) as single_pass:
+                values = check_losses(losses(model, batch))
+            return _cosines(values, single_pass.stand_ins, v)
+        with pick_engine(engine)(subset, v) as single_pass:
+            values = check_losses(losses(model, batch))
+        return projection(single_pass.derivative(values), v.norm)
+
+    with torch.no_grad(), _buffers_kept(model):  # engines that need gradients turn them on
+        if params != "head":
+            return score(choose(model, params))
+        guess = find_head(model)
+        watch = LastUsed(model)
+        try:
+            scores = score(choose(model, "head", head=guess))
+        except LossError:
+            if watch.name in (guess, None):
+                raise
+            scores = None  # the guessed module plays no part in the losses
+        finally:
+            watch.stop()
+        if scores is None or watch.name not in (guess, None):
+            scores = score(choose(model, "head", head=watch.name))
+        return scores
+
+
+def check_losses(losses: Tensor) -> Tensor:
+    """Return the losses if they are one finite number per sample, and raise otherwise.
+
+    Args:
+        losses: expected ``[b]``, floating point.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        LossError: another shape or dtype, NaN or infinite values.
+
+    Example:
+        >>> check_losses(torch.tensor([0.5, 2.0]))
+        tensor([0.5000, 2.0000])
+    """
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        what = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossError(f"Expected a floating point tensor of losses [b], got {what}.")
+    if losses.ndim != 1:
+        raise LossError(
+            f"Expected one loss per sample, shape [b], got shape {list(losses.shape)}. "
+            + (
+                "Pass reduction='none' to the loss function."
+                if losses.ndim == 0
+                else "Reduce every dimension but the first, e.g. losses.flatten(1).mean(1)."
+            )
+        )
+    finite = losses.detach().isfinite()
+    if not finite.all():
+        bad = (~finite).nonzero().flatten()
+        raise LossError(
+            f"{len(bad)} of {len(losses)} losses are NaN or infinite; the first is "
+            f"{losses[bad[0]].item()} at position {bad[0].item()} of the batch. Look at that sample, "
+            "or lower the learning rate."
+        )
+    return losses
+
+
+def _cosines(losses: Tensor, stand_ins: dict[str, Tensor], v: Direction) -> Tensor:
+    derivative, norms = [losses.new_zeros(0)], [losses.new_zeros(0)]
+    for gradients in per_sample_gradients(losses, stand_ins):  # [r, *shape] each
+        rows = {name: g.flatten(1) for name, g in gradients.items()}
+        derivative.append(sum(g @ v.tensors[name].flatten() for name, g in rows.items()))  # type: ignore[arg-type]
+        norms.append(sum(g.square().sum(1) for g in rows.values()).sqrt())  # type: ignore[union-attr]
+    return cosine(torch.cat(derivative), v.norm, torch.cat(norms)).detach()
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a pass in training mode does to running statistics."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

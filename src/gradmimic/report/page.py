@@ -1,0 +1,160 @@
+"""The report as one HTML file that needs nothing else: no script, no font, no network.
+
+Everything that comes from data is escaped by the template engine; the figures, which are ours, and
+pictures that were encoded anew are all that enters as it is.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from typing import Any
+
+from gradmimic.atomic import atomic_write
+from gradmimic.extras import import_extra
+from gradmimic.report.figures import curve_figure, score_figure
+from gradmimic.report.numbers import LowSample, Metric, ReportData
+from gradmimic.report.pictures import data_uri
+
+_LONGEST_TEXT = 400
+
+
+def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
+    """Write the report of a run as one self-contained HTML file, whole or not at all.
+
+    Args:
+        path: the file to write; its folder must exist.
+        data: the numbers, texts and pictures.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+        OSError: the file cannot be written; what stood there before stays.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> page = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+        >>> write_report(page, ReportData(title="digits", total=1000, removed=180))
+        >>> "180 of 1,000 samples" in page.read_text(encoding="utf-8")
+        True
+    """
+    html = render_report(data)
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8", errors="replace"))
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as the text of one HTML file.
+
+    Args:
+        data: the numbers, texts and pictures.
+
+    Returns:
+        The page; the same data give the same text.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    jinja2 = import_extra("jinja2", "report")
+    markup = import_extra("markupsafe", "report").Markup
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = (files("gradmimic.report") / "page.html.jinja").read_text(encoding="utf-8")
+    confirmed = [low.true != low.given for low in data.lowest if low.true is not None]
+    page: str = environment.from_string(source).render(
+        title=data.title,
+        verdict=_verdict(data),
+        tiles=list(_tiles(data)),
+        notes=data.notes,
+        metrics=[(row.name, _printed(row), row.meaning) for row in data.metrics],
+        scores=markup(score_figure(data.scores, data.mislabelled)),
+        flags_known=data.mislabelled is not None,
+        curves=markup(curve_figure(data.curves, data.curve_kind, data.reference_level)),
+        curve_title="Test accuracy" if data.curve_kind == "accuracy" else "Training loss",
+        cards=[_card(low) for low in data.lowest],
+        confirmed=f"{sum(confirmed)} of {len(confirmed)}" if confirmed else None,
+        config=[(key, _setting(value)) for key, value in data.config.items()],
+        versions=list(data.versions.items()),
+    )
+    return page
+
+
+def _verdict(data: ReportData) -> str:
+    """Say in a sentence or two what came of the run."""
+    parts = []
+    if data.plain_accuracy is not None and data.reweighted_accuracy is not None:
+        points = 100 * (data.reweighted_accuracy - data.plain_accuracy)
+        parts.append(
+            f"Re-weighting took test accuracy from {_percent(data.plain_accuracy)} to "
+            f"{_percent(data.reweighted_accuracy)} ({_signed(points)} points)."
+        )
+    share = _percent(data.removed / data.total) if data.total else "none"
+    parts.append(f"The selection removes {data.removed:,} of {data.total:,} samples ({share}).")
+    return " ".join(parts)
+
+
+def _tiles(data: ReportData) -> Iterator[tuple[str, str, str]]:
+    """Choose the headline numbers: label, number, remark."""
+    if data.plain_accuracy is not None:
+        yield "plain", _percent(data.plain_accuracy), "test accuracy"
+    if data.reweighted_accuracy is not None:
+        yield "re-weighted", _percent(data.reweighted_accuracy), "test accuracy"
+    if data.reference_accuracy is not None:
+        yield "reference", _percent(data.reference_accuracy), "test accuracy"
+    if data.auroc is not None:
+        yield "AUROC", f"{data.auroc:.3f}", "wrong against right labels; 0.5 is chance"
+    yield "removed", f"{data.removed:,}", f"of {data.total:,} samples"
+
+
+def _card(low: LowSample) -> dict[str, Any]:
+    """Prepare what the page shows of one sample."""
+    text = low.text
+    if text is not None and len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT].rstrip() + " …"
+    rows = [("given", low.given)]
+    if low.suggested is not None:
+        rows.append(("reference", low.suggested))
+    if low.true is not None:
+        rows.append(("true", low.true))
+    status = None if low.true is None else ("wrong" if low.true != low.given else "right")
+    return {
+        "id": str(low.sample_id),
+        "picture": None if low.image is None else data_uri(low.image),
+        "undecodable": low.image is not None,
+        "text": text,
+        "rows": rows,
+        "status": status,
+        "score": f"{low.score:.3g}".replace("-", "−"),
+        "p_clean": None if low.p_clean is None else f"{low.p_clean:.2f}",
+    }
+
+
+def _printed(row: Metric) -> str:
+    """Print a metric."""
+    if row.value is None:
+        return "–"
+    if isinstance(row.value, str):
+        return row.value
+    if row.percent:
+        return _percent(float(row.value))
+    if isinstance(row.value, int):
+        return f"{row.value:,}"
+    return f"{row.value:.4g}".replace("-", "−")
+
+
+def _setting(value: object) -> str:
+    """Print a configuration value as it would be written."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "–"}[value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def _percent(share: float) -> str:
+    """Print a share as a percentage."""
+    return f"{100 * share:.1f} %"  # a space that does not break
+
+
+def _signed(points: float) -> str:
+    """Print a difference with its sign."""
+    return f"{points:+.1f}".replace("-", "−")
