@@ -31,6 +31,7 @@ from gradmimic.errors import LogError, UsageError
 from gradmimic.log_batch import Batch, checked_batch, checked_norm, to_table
 from gradmimic.log_reader import (
     FORMAT_VERSION,
+    NORMS_KEY,
     RUN_FILE,
     VERSION_KEY,
     LogReader,
@@ -89,6 +90,7 @@ class ScoreLog(LogReader):
         self.rank = rank
         self._batches: list[Batch] = []
         self._rows = 0
+        self._norms: dict[int, float] = {}  # of the buffered steps
         self._closed = False
         self._pid = os.getpid()
         try:
@@ -181,19 +183,19 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         self._check_kind_of_ids(batch)
         norm = None if direction_norm is None else checked_norm(direction_norm, step)
         if self._rows and self._rows + size > self.rows_per_part:
-            self.flush()
+            self._write_part()
         self._ids_are_text = isinstance(batch.ids, list)
         self._batches.append(batch)
         self._rows += size
         if norm is not None:
-            self._run["direction_norm"][batch.step] = norm
+            self._norms[batch.step] = norm
 
     def flush(self) -> None:
-        """Write the buffered rows as one part.
+        """Write the buffered rows as one part, and ``run.json``.
 
         Raises:
-            LogError: the part cannot be written, e.g. on a full disk. No half-written file is
-                left, the rows stay in memory, and a later flush writes them.
+            LogError: they cannot be written, e.g. on a full disk. No half-written file is left,
+                the rows stay in memory, and a later flush writes them.
 
         Example:
             >>> import tempfile
@@ -204,26 +206,9 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
             ['part-00000-000000.parquet']
             >>> log.close()
         """
-        if not self._batches:
-            return
-        table = to_table(self._batches, self.rank).replace_schema_metadata(
-            {VERSION_KEY: str(FORMAT_VERSION)}
-        )
-        part = self.path / f"part-{self.rank:05d}-{self._next:06d}.parquet"
-        if part.exists():
-            raise LogError(
-                f"{part} was written by somebody else since this log was opened. Give every "
-                "process its own rank=, or its own folder."
-            )
-        self._write_run()
-        try:
-            with atomic_write(part) as file:
-                pq.write_table(table, file, use_dictionary=_REPETITIVE, write_page_checksum=True)
-        except OSError as error:
-            raise LogError(self._cannot_write(part, error)) from error
-        self._batches.clear()
-        self._rows = 0
-        self._next += 1
+        if self._batches:
+            self._write_part()
+            self._write_run()
 
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
         """Flush, then read everything appended so far; see ``LogReader.scan``."""
@@ -264,6 +249,30 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
                 f"{batch.epoch}, step {batch.step}). Use one kind of id throughout. Nothing of "
                 "this batch was logged."
             )
+
+    def _write_part(self) -> None:
+        """Write the buffered rows with their norms, so that neither is ever there alone."""
+        part = self.path / f"part-{self.rank:05d}-{self._next:06d}.parquet"
+        if part.exists():
+            raise LogError(
+                f"{part} was written by somebody else since this log was opened. Give every "
+                "process its own rank=, or its own folder."
+            )
+        table = to_table(self._batches, self.rank).replace_schema_metadata(
+            {VERSION_KEY: str(FORMAT_VERSION), NORMS_KEY: json.dumps(self._norms)}
+        )
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, use_dictionary=_REPETITIVE, write_page_checksum=True)
+        try:
+            with atomic_write(part) as file:
+                file.write(content.getvalue())
+        except OSError as error:
+            raise LogError(self._cannot_write(part, error)) from error
+        self._run["direction_norm"] |= self._norms
+        self._norms = {}
+        self._batches.clear()
+        self._rows = 0
+        self._next += 1
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process of this rank left half-written."""

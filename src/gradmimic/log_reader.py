@@ -1,7 +1,8 @@
 """The score log on disk: its columns, its version, and reading it back.
 
-A part is one Parquet file of ``log_schema``; the version of the format stands in its metadata. A
-part of another version or with other columns is refused, never guessed at.
+A part is one Parquet file of ``log_schema``; its metadata holds the version of the format, and the
+direction's norm at each of its steps. A part of another version or with other columns is refused,
+never guessed at.
 """
 
 import json
@@ -18,6 +19,7 @@ from gradmimic.errors import LogError
 
 FORMAT_VERSION = 1
 VERSION_KEY = b"gradmimic.log.version"
+NORMS_KEY = b"gradmimic.log.direction_norm"
 RUN_FILE = "run.json"
 
 _PART_NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
@@ -87,8 +89,10 @@ class LogReader:
             ) from error
         if found != FORMAT_VERSION:
             raise LogError(_other_version(file, found))
-        norms = {int(step): norm for step, norm in run["direction_norm"].items()}
-        return {**run, "direction_norm": norms}
+        norms = dict(run["direction_norm"])
+        for part in self._parts():  # run.json lags behind the parts until the log is closed
+            norms |= part_norms(part)
+        return {**run, "direction_norm": {int(step): norm for step, norm in norms.items()}}
 
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
         """Read all rows of all ranks: rank by rank, each in the order it appended them.
@@ -152,15 +156,15 @@ def part_numbers(part: Path) -> tuple[int, ...]:
     return (int(match[1]), int(match[2])) if match else ()
 
 
+def part_norms(part: Path) -> dict[str, float]:
+    """Return the direction's norm at each step of a part."""
+    norms: dict[str, float] = json.loads(_part_schema(part).metadata.get(NORMS_KEY, b"{}"))
+    return norms
+
+
 def part_id_type(part: Path) -> pa.DataType:
     """Return the type of a part's ids, having checked its version and columns."""
-    try:
-        schema = pq.read_schema(part)
-    except (OSError, pa.ArrowException) as error:
-        raise LogError(_damaged(part, error)) from error
-    found = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
-    if found != str(FORMAT_VERSION):
-        raise LogError(_other_version(part, found))
+    schema = _part_schema(part)
     if missing := set(log_schema(pa.int64()).names) - set(schema.names):
         raise LogError(
             f"{part} lacks the columns {sorted(missing)}, though it says it is of format version "
@@ -181,13 +185,22 @@ def part_id_type(part: Path) -> pa.DataType:
     return id_type
 
 
+def _part_schema(part: Path) -> pa.Schema:
+    """Read a part's schema, having checked its version."""
+    try:
+        schema = pq.read_schema(part)
+    except (OSError, pa.ArrowException) as error:
+        raise LogError(_damaged(part, error)) from error
+    found = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
+    if found != str(FORMAT_VERSION):
+        raise LogError(_other_version(part, found))
+    return schema
+
+
 def _read_part(part: Path, columns: list[str]) -> pa.Table:
     """Read some columns of a part whose schema was checked."""
     try:
-        # partitioning=None: a folder named epoch=3 above the log must not become a column.
-        table = pq.read_table(
-            part, columns=columns, partitioning=None, page_checksum_verification=True
-        )
+        table = pq.read_table(part, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise LogError(_damaged(part, error)) from error
     return table.replace_schema_metadata(None)

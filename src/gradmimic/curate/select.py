@@ -1,11 +1,11 @@
 """Stage 2: from all visits of all samples to one decision per sample.
 
-    mean       x̄_i = (1/|T_i|) Σ_{t ∈ T_i} x_{i,t},       p_clean = rule(x̄)_i
-    majority   vote_{i,t} = [rule(x_{·,t})_i ≥ ½],         p_clean_i = (1/|T_i|) Σ_{t ∈ T_i} vote_{i,t}
+    mean       p_clean_i = rule(x̄)_i             x̄_i = (1/|T_i|) Σ_{t ∈ T_i} x_{i,t}
+    majority   p_clean_i = (1/|T_i|) Σ_{t ∈ T_i} vote_{i,t},  vote_{i,t} = [rule(x_{·,t})_i ≥ ½]
 
-and keep_i = [p_clean_i ≥ ½]. T_i are the visits of sample i: where it was not visited it abstains. x
-is the score, or for the rule ``one_over_b`` the relative weight w·b. A tie among the votes keeps the
-sample, since removing takes evidence against it.
+and keep_i = [p_clean_i ≥ ½]. T_i are the visits of sample i: where it was not visited it abstains.
+x is the score, or for the rule ``one_over_b`` the relative weight w·b. A tie among the votes keeps
+the sample, since removing takes evidence against it.
 """
 
 import os
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from gradmimic.curate.selection import Selection
 from gradmimic.curate.votes import RULES, Votes
-from gradmimic.errors import LogError
+from gradmimic.errors import ConfigError, LogError
 from gradmimic.log import ScoreLog
 from gradmimic.log_reader import LogReader
 
@@ -39,6 +39,7 @@ _STATISTIC = {
     "two_means": ("score", "the two-means boundary"),
     "mixture": ("score", "the mixture's boundary"),
 }
+_NO_GROUPS = "do not form two groups, so nothing speaks against this sample"
 
 
 def select(
@@ -69,8 +70,9 @@ def select(
         scores cannot form two groups everything is kept, and the reasons say so.
 
     Raises:
-        LogError: the log is empty or damaged, has no such rule, aggregate or scorer, holds a visit
-            twice, or a number that is not finite.
+        ConfigError: there is no such rule or aggregate.
+        LogError: the log is empty or damaged, has no such scorer, holds a visit twice, or a number
+            that is not finite.
 
     Source:
         arXiv 2501.06708, the filtering stage: ``rule="one_over_b", aggregate="majority"``.
@@ -111,7 +113,7 @@ def _by_mean(visits: pa.Table, rule: Rule) -> pa.Table:
             for value, kept in zip(values.tolist(), keep.tolist(), strict=True)
         ]
     else:
-        reasons = [f"kept: {_no_evidence(values)}"] * len(values)
+        reasons = [f"kept: the mean scores {_NO_GROUPS}"] * len(values)
     return _decisions(samples, votes.p_keep, keep, reasons)
 
 
@@ -140,7 +142,7 @@ def _by_majority(visits: pa.Table, rule: Rule) -> pa.Table:
             )
         ]
     else:
-        reasons = [f"kept: {_no_evidence(values)} in any epoch"] * len(keep)
+        reasons = [f"kept: at every visit the scores {_NO_GROUPS}"] * len(keep)
     return _decisions(samples, share, keep, reasons)
 
 
@@ -220,15 +222,10 @@ def _decisions(
     )
 
 
-def _no_evidence(values: npt.NDArray[np.float64]) -> str:
-    """Say why nothing could be told apart."""
-    return f"{len(values)} values do not form two groups, so nothing speaks against any sample"
-
-
 def _check_choice(name: str, value: str, choices: list[str]) -> None:
     """Refuse an unknown option, naming those there are."""
     if value not in choices:
-        raise LogError(f"there is no {name} {value!r}; choose one of {choices}.")
+        raise ConfigError(f"there is no {name} {value!r}; choose one of {choices}.")
 
 
 def _check_finite(visits: pa.Table) -> None:
@@ -259,7 +256,8 @@ def _check_visited_once(visits: pa.Table) -> None:
         steps = sorted(visits.filter(same)["step"].to_pylist())
         named.append(f"{row['sample_id']!r} in epoch {row['epoch']} at steps {steps}")
     raise LogError(
-        f"{repeated.num_rows} samples were visited more than once in an epoch: {'; '.join(named)}. "
+        f"samples were visited more than once in an epoch, {repeated.num_rows} times in all: "
+        f"{'; '.join(named)}. "
         "A run that resumed from an earlier checkpoint logs steps again, and a sampler with "
         "replacement draws samples again: pass only the rows that count, as a table from "
         "log.scan(filter=…)."

@@ -1,6 +1,6 @@
 """What stage 2 decided: one row per sample, and ways to hand that on.
 
-    keep_i = [p_clean_i ≥ ½]        sorted by sample_id, every sample once, each with its reason
+keep_i = [p_clean_i ≥ ½]        sorted by sample_id, every sample once, each with its reason
 """
 
 import json
@@ -55,6 +55,8 @@ class Selection:
         array([ True, False,  True, False])
         >>> selection.table["reason"][1].as_py()
         'removed: mean relative weight 0.4 is below the uniform share 1'
+        >>> selection.summary()
+        '2 of 4 samples (50.0%) are kept, judged by 4 visits.'
     """
 
     table: pa.Table
@@ -65,15 +67,17 @@ class Selection:
         expected = pa.schema({"sample_id": id_type or pa.int64(), **_COLUMNS})
         if id_type not in (pa.int64(), pa.string()) or not schema.equals(expected):
             raise DataError(
-                f"expected a selection's columns {dict(zip(expected.names, expected.types))} with "
-                f"sample_id int64 or string, got {dict(zip(schema.names, schema.types))}. Make "
-                "selections with select(log), or read them with Selection.from_parquet(path)."
+                f"expected the columns {_describe(expected)}, with sample_id int64 or string, got "
+                f"{_describe(schema)}. Make selections with select(log), or read them with "
+                "Selection.from_parquet(path)."
             )
         ids = self.table["sample_id"]
-        if len(pc.unique(ids)) != len(ids) or ids.null_count:
-            raise DataError("a selection holds each sample once, but ids repeat or are null.")
-        if not ids.equals(pa.chunked_array([ids.take(pc.array_sort_indices(ids))], id_type)):
-            raise DataError("a selection's rows must be sorted by sample_id.")
+        ascending = pc.less(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))
+        if ids.null_count or not pc.all(ascending, min_count=0).as_py():
+            raise DataError(
+                "a selection's rows must be sorted by sample_id, each sample once. Remove repeated "
+                "rows, then table.sort_by('sample_id')."
+            )
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str]) -> "Selection":
@@ -86,8 +90,7 @@ class Selection:
             DataError: the file cannot be read or holds no selection.
         """
         try:
-            # partitioning=None: a folder named epoch=3 above the file must not become a column.
-            return cls(pq.read_table(path, partitioning=None))
+            return cls(pq.read_table(path))
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"cannot read a selection from {path}: {error}. Pass a file that "
@@ -152,11 +155,7 @@ class Selection:
         return np.array(keep[rows.to_numpy()])
 
     def summary(self) -> str:
-        """Say in one sentence how much is kept.
-
-        Example:
-            >>> Selection(Selection._SCHEMA_EXAMPLE).summary()
-        """
+        """Say in one sentence how much is kept."""
         kept, n = int(pc.sum(self.table["keep"], min_count=0).as_py()), len(self)
         share = f" ({kept / n:.1%})" if n else ""
         visits = int(pc.sum(self.table["visits"], min_count=0).as_py())
@@ -199,6 +198,11 @@ def _export(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             f"cannot write {Path(path)}: {error}. Nothing was left under that name: make room or "
             "choose another folder, then export again."
         ) from error
+
+
+def _describe(schema: pa.Schema) -> str:
+    """Name columns and types."""
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _some(ids: pa.Array) -> str:

@@ -135,7 +135,7 @@ def mixture(scores: npt.ArrayLike) -> Votes:
     return Votes(p_upper, float(values[p_upper >= 0.5].min()), True)
 
 
-def fit_mixture(scores: npt.ArrayLike, *, tolerance: float = 1e-8, steps: int = 1000) -> Mixture:
+def fit_mixture(scores: npt.ArrayLike, *, tolerance: float = 1e-7, steps: int = 1000) -> Mixture:
     """Fit two Gaussians by expectation maximisation, starting from the two-means split.
 
     Args:
@@ -233,13 +233,13 @@ def _keep_all(values: FloatArray) -> Votes:
 
 def _best_split(values: FloatArray) -> float:
     """Return the lowest value of the upper group in the best split into two."""
-    x = np.sort(values) - values.mean()  # centred, so that the prefix sums do not cancel
+    ordered = np.sort(values)
+    x = ordered - values.mean()  # centred, so that the prefix sums do not cancel
     n, sums = x.size, np.cumsum(x)[:-1]  # sums[k-1] is the sum of the k lowest
     k = np.arange(1, n)
     gap = (x.sum() - sums) / (n - k) - sums / k
-    between = k * (n - k) / n * gap**2
-    between[x[1:] == x[:-1]] = -np.inf  # equal values stay together
-    return float(np.sort(values)[int(np.argmax(between)) + 1])
+    between = k * (n - k) / n * gap**2  # [n-1]; its maximum never parts equal values
+    return float(ordered[int(np.argmax(between)) + 1])
 
 
 def _maximise(x: FloatArray, responsibility: FloatArray) -> Mixture:

@@ -103,6 +103,11 @@ class ForwardEngine:
         ours = isinstance(error, GradMimicError)
         if isinstance(error, NotImplementedError) and "forward" in str(error) and not ours:
             raise _explain(error) from error
+        if isinstance(error, RuntimeError) and "view size is not compatible" in str(error):
+            raise UnsupportedOperationError(
+                f"{error} torch's forward-mode group_norm fails so on channels_last input: make "
+                "the input .contiguous(), or use engine='oracle'."
+            ) from error
 
     def derivative(self, losses: Tensor) -> Tensor:
         """Return ``[b]``, the losses' derivative along v; the pass ends with it."""

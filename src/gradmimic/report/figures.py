@@ -26,7 +26,6 @@ _BINS = 80
 
 _STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "gradmimic",
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -62,8 +61,8 @@ def score_figure(
         epochs = [epochs[place] for place in places]
     if not epochs:
         return ""
-    with _style():
-        figure, axes = _canvas(width=7.0, height=1.0 + 0.62 * len(epochs))
+    with _style("scores"):
+        figure, axes = _canvas(width=5.4, height=1.0 + 0.52 * len(epochs))
         edges = _edges([scores[epoch][finite[epoch]] for epoch in epochs])
         for place, epoch in enumerate(epochs):
             seen = finite[epoch]
@@ -100,10 +99,10 @@ def curve_figure(
     if not drawn:
         return ""
     scale = 100.0 if kind == "accuracy" else 1.0
-    with _style():
+    with _style("curves"):
         from matplotlib.ticker import MaxNLocator
 
-        figure, axes = _canvas(width=7.0, height=3.4)
+        figure, axes = _canvas(width=5.4, height=3.0)
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         colours = dict(zip(drawn, _colours(list(drawn)), strict=True))
         for name, curve in drawn.items():
@@ -124,10 +123,10 @@ def curve_figure(
         )
 
 
-def _style() -> Any:
-    """Apply the style for as long as a figure is drawn; the caller's own settings come back."""
+def _style(salt: str) -> Any:
+    """Apply the style while a figure is drawn; its ids depend on the salt and on what is drawn."""
     matplotlib = import_extra("matplotlib", "report")
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt})
 
 
 def _canvas(width: float, height: float) -> "tuple[Figure, Axes]":

@@ -26,6 +26,19 @@ class Metric:
     meaning: str = ""
     percent: bool = False
 
+    @property
+    def printed(self) -> str:
+        """The value as people read it."""
+        if self.value is None:
+            return "–"
+        if isinstance(self.value, str):
+            return self.value
+        if self.percent:
+            return percent(float(self.value))
+        if isinstance(self.value, int):
+            return f"{self.value:,}"
+        return f"{self.value:.4g}".replace("-", "−")
+
 
 @dataclass(frozen=True)
 class LowSample:
@@ -108,3 +121,13 @@ class ReportData:
                     f"{len(self.mislabelled)} flags of mislabelled samples; give one per sample, "
                     "with NaN for samples that were not visited"
                 )
+
+
+def percent(share: float) -> str:
+    """Print a share in [0, 1] as a percentage.
+
+    Example:
+        >>> percent(0.125) == "12.5\N{NO-BREAK SPACE}%"
+        True
+    """
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

@@ -12,7 +12,7 @@ from typing import Any
 from gradmimic.atomic import atomic_write
 from gradmimic.extras import import_extra
 from gradmimic.report.figures import curve_figure, score_figure
-from gradmimic.report.numbers import LowSample, Metric, ReportData
+from gradmimic.report.numbers import LowSample, ReportData, percent
 from gradmimic.report.pictures import data_uri
 
 _LONGEST_TEXT = 400
@@ -65,7 +65,7 @@ def render_report(data: ReportData) -> str:
         verdict=_verdict(data),
         tiles=list(_tiles(data)),
         notes=data.notes,
-        metrics=[(row.name, _printed(row), row.meaning) for row in data.metrics],
+        metrics=[(row.name, row.printed, row.meaning) for row in data.metrics],
         scores=markup(score_figure(data.scores, data.mislabelled)),
         flags_known=data.mislabelled is not None,
         curves=markup(curve_figure(data.curves, data.curve_kind, data.reference_level)),
@@ -84,10 +84,10 @@ def _verdict(data: ReportData) -> str:
     if data.plain_accuracy is not None and data.reweighted_accuracy is not None:
         points = 100 * (data.reweighted_accuracy - data.plain_accuracy)
         parts.append(
-            f"Re-weighting took test accuracy from {_percent(data.plain_accuracy)} to "
-            f"{_percent(data.reweighted_accuracy)} ({_signed(points)} points)."
+            f"Re-weighting took test accuracy from {percent(data.plain_accuracy)} to "
+            f"{percent(data.reweighted_accuracy)} ({_signed(points)} points)."
         )
-    share = _percent(data.removed / data.total) if data.total else "none"
+    share = percent(data.removed / data.total) if data.total else "none"
     parts.append(f"The selection removes {data.removed:,} of {data.total:,} samples ({share}).")
     return " ".join(parts)
 
@@ -95,11 +95,11 @@ def _verdict(data: ReportData) -> str:
 def _tiles(data: ReportData) -> Iterator[tuple[str, str, str]]:
     """Choose the headline numbers: label, number, remark."""
     if data.plain_accuracy is not None:
-        yield "plain", _percent(data.plain_accuracy), "test accuracy"
+        yield "plain", percent(data.plain_accuracy), "test accuracy"
     if data.reweighted_accuracy is not None:
-        yield "re-weighted", _percent(data.reweighted_accuracy), "test accuracy"
+        yield "re-weighted", percent(data.reweighted_accuracy), "test accuracy"
     if data.reference_accuracy is not None:
-        yield "reference", _percent(data.reference_accuracy), "test accuracy"
+        yield "reference", percent(data.reference_accuracy), "test accuracy"
     if data.auroc is not None:
         yield "AUROC", f"{data.auroc:.3f}", "wrong against right labels; 0.5 is chance"
     yield "removed", f"{data.removed:,}", f"of {data.total:,} samples"
@@ -128,19 +128,6 @@ def _card(low: LowSample) -> dict[str, Any]:
     }
 
 
-def _printed(row: Metric) -> str:
-    """Print a metric."""
-    if row.value is None:
-        return "–"
-    if isinstance(row.value, str):
-        return row.value
-    if row.percent:
-        return _percent(float(row.value))
-    if isinstance(row.value, int):
-        return f"{row.value:,}"
-    return f"{row.value:.4g}".replace("-", "−")
-
-
 def _setting(value: object) -> str:
     """Print a configuration value as it would be written."""
     if isinstance(value, bool) or value is None:
@@ -148,11 +135,6 @@ def _setting(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(str(item) for item in value)
     return str(value)
-
-
-def _percent(share: float) -> str:
-    """Print a share as a percentage."""
-    return f"{100 * share:.1f} %"  # a space that does not break
 
 
 def _signed(points: float) -> str:

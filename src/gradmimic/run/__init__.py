@@ -1,0 +1,1 @@
+"""The main job: train a reference, train plain and re-weighted, find the bad samples, report."""

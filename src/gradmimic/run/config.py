@@ -1,0 +1,188 @@
+"""A run's configuration: one YAML or TOML file, every key also a flag.
+
+This module is read to build ``gradmimic run --help``, so it imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from gradmimic.atomic import atomic_write
+from gradmimic.errors import ConfigError
+
+
+def _key(default: Any, group: str, text: str) -> Any:
+    return field(default=default, metadata={"group": group, "help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what ``gradmimic run`` does; paths count from the working directory."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    data: str = _key("", "Input", "A .npy, .npz or Parquet of features, a folder with one "
+                     "sub-folder of images per class, or a Parquet of encoded images.")
+    labels: str | None = _key(None, "Input", "The given labels: a column, a .npy/.txt/.csv file, "
+                              "or file.parquet:column.")
+    ids: str | None = _key(None, "Input", "Unique sample ids, likewise; default: row numbers, or "
+                           "the paths inside a folder.")
+    true_labels: str | None = _key(None, "Input", "Labels known to be right, likewise. They only "
+                                   "ever enter metrics.")
+    show: str | None = _key(None, "Input", "What the report shows of a sample: a column of texts "
+                            "or encoded images, likewise.")
+    kind: Literal["auto", "features", "images"] = _key("auto", "Input", "What the data are.")
+    image_size: int = _key(32, "Input", "Images are stretched to this many pixels square.")
+    test: str | None = _key(None, "Input", "Data of the same kind to measure accuracy on.")
+    test_labels: str | None = _key(None, "Input", "The right labels of the test data.")
+    reference: str | None = _key(None, "Reference", "A file of better weights: .safetensors or "
+                                 ".pt, such as the reference.pt of another run.")
+    trusted: str | tuple[int | str, ...] | None = _key(
+        None, "Reference", "Samples known to be clean, to train the reference on: a range of rows "
+        "(0:500), ids (a list in the file, or a .txt/.npy), or a second table of data.")
+    trusted_labels: str | None = _key(None, "Reference", "The labels of the trusted samples, where "
+                                      "they are not the given ones.")
+    reference_epochs: int | None = _key(None, "Reference", "Passes over the trusted samples; "
+                                        "default: as many steps as the training takes.")
+    noise: Literal["none", "symmetric", "pair"] = _key(
+        "none", "Noise", "Corrupt labels on purpose: any other class, or the next one.")
+    noise_rate: float = _key(0.0, "Noise", "The share of labels to corrupt.")
+    model: Literal["auto", "linear", "mlp", "cnn"] = _key(
+        "auto", "Training", "auto: linear for features, cnn for images.")
+    hidden: int = _key(64, "Training", "Width of the MLP's hidden layer or the CNN's first one.")
+    trunk: Literal["frozen", "trained"] = _key(
+        "frozen", "Training", "The layers below the head, where there are any: the reference's, "
+        "frozen; or trained from the reference's initial weights.")
+    params: str | None = _key(None, "Training", "The scored parameters: head, all, or a glob "
+                              "pattern. Default: head on a frozen trunk, else all.")
+    epochs: int = _key(5, "Training", "Passes over the data.")
+    batch_size: int = _key(32, "Training", "Samples per step.")
+    lr: float = _key(1e-3, "Training", "AdamW's learning rate.")
+    weight_decay: float = _key(1e-5, "Training", "AdamW's weight decay.")
+    temperature: float = _key(0.7, "Training", "τ of the batch weights softmax(m/τ), in the "
+                              "scores' unit; smaller trusts them more.")
+    warmup: int = _key(0, "Training", "First steps that score but train on the plain mean.")
+    reweight: Literal["all", "scored"] = _key(
+        "all", "Training", "Which parameters follow the batch weights.")
+    rule: Literal["one_over_b", "two_means", "mixture"] = _key(
+        "mixture", "Selection", "How scores become a decision.")
+    aggregate: Literal["mean", "majority"] = _key(
+        "mean", "Selection", "Decide once on each sample's mean, or by majority of its visits.")
+    seed: int = _key(0, "Run", "Fixes initial weights, batch order and noise.")
+    out: str = _key("runs/run", "Run", "The folder for everything the run writes.")
+    overwrite: bool = _key(False, "Run", "Replace what an earlier run wrote there.")
+    report: bool = _key(True, "Run", "Write report.html.")
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("There is no data: give --data PATH, or `data:` in the file.")
+        if self.reference is None and self.trusted is None:
+            raise ConfigError(
+                "There is no reference: give --trusted (samples known to be clean) or --reference "
+                "(a file of better weights)."
+            )
+        if self.reference is not None and self.trusted is not None:
+            raise ConfigError("Both reference and trusted are given; expected one of them.")
+        if (self.noise == "none") != (self.noise_rate == 0):
+            raise ConfigError(
+                f"noise is {self.noise} but noise_rate is {self.noise_rate}; give both or neither."
+            )
+        if self.trunk == "frozen" and self.params not in (None, "head"):
+            raise ConfigError(
+                f"params={self.params!r} asks for more than the head, but the trunk is frozen and "
+                "only the head is trained; give trunk: trained as well."
+            )
+        for name in ("epochs", "batch_size", "hidden", "image_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the keys and values as plain data."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """Resolve a configuration: defaults, then the file's keys, then flags.
+
+    Args:
+        file: a ``.yaml``, ``.yml`` or ``.toml`` file, or None.
+        flags: keys and values that win over the file; those that are None are left out.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: the file is missing or malformed, a key is unknown, a value has another type, or
+            keys disagree.
+
+    Example:
+        >>> load_config(None, {"data": "x.npy", "trusted": "0:100"}).epochs
+        5
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    values = _read(file) if file is not None else {}
+    where = str(file) if file is not None else "the flags"
+    names = [key.name for key in fields(RunConfig)]
+    unknown = [key for key in values if key not in names]
+    if unknown:
+        from difflib import get_close_matches
+
+        near = get_close_matches(str(unknown[0]), names, n=1)
+        raise ConfigError(
+            f"{where} holds the unknown key {unknown[0]!r}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}.")
+        )
+    values |= {key: value for key, value in flags.items() if value is not None}
+    try:
+        return TypeAdapter(RunConfig).validate_python(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']} "
+            f"(got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError(f"The configuration from {where} is not valid. {'; '.join(problems)}") from error
+
+
+def save_config(config: RunConfig, file: Path) -> None:
+    """Write a resolved configuration as YAML, ready to be run again."""
+    import yaml
+
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    with atomic_write(file) as stream:
+        stream.write(text.encode())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {file}: {error}") from error
+    if file.suffix == ".toml":
+        try:
+            import tomllib
+        except ModuleNotFoundError:  # Python 3.10
+            import tomli as tomllib
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    if file.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"{file} ends in {file.suffix!r}; expected .yaml, .yml or .toml.")
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds {type(content).__name__}; expected keys and values.")
+    return content

@@ -1,0 +1,79 @@
+"""The whole job, in the order it happens.
+
+    read → the reference → train plain → train re-weighted, logging every score
+         → select → measure → report
+
+"""
+
+import shutil
+from pathlib import Path
+
+from gradmimic.curate import select
+from gradmimic.errors import ConfigError
+from gradmimic.extras import import_extra
+from gradmimic.log import ScoreLog
+from gradmimic.run.config import RunConfig, save_config
+from gradmimic.run.inputs import load_inputs
+from gradmimic.run.outcome import Outcome, measure, notes_on, readable, write_metrics
+from gradmimic.run.page import write_page
+from gradmimic.run.trainings import Progress, train_all
+
+OUTPUTS = (
+    "config.yaml", "reference.pt", "plain.pt", "reweighted.pt", "log", "selection.parquet",
+    "metrics.json", "report.html",
+)  # fmt: skip
+
+def run_job(
+    config: RunConfig, progress: Progress = lambda _what, _steps: lambda: None
+) -> Outcome:
+    """Train a reference, train plain and re-weighted, select, measure and report.
+
+    Args:
+        config: the run's configuration; everything is written to ``config.out``.
+        progress: told of every training and step.
+
+    Returns:
+        The numbers, and where everything lies.
+
+    Raises:
+        ConfigError: the folder holds another run.
+        DataError: the input cannot be read.
+        ReferenceMismatchError: the reference does not fit the model.
+        MissingExtraError: the report's libraries are not installed; raised before any training.
+    """
+    if config.report:  # better now than after the training
+        for library in ("jinja2", "matplotlib"):
+            import_extra(library, "report")
+    inputs = load_inputs(config)
+    out = _prepare(config)
+    save_config(config, out / "config.yaml")
+    trained = train_all(config, inputs, out, progress)
+
+    log = ScoreLog.read(out / "log")
+    selection = select(log, config.rule, aggregate=config.aggregate)
+    selection.to_parquet(out / "selection.parquet")
+    values = measure(inputs, trained, log, selection)
+    write_metrics(out / "metrics.json", values, config)
+    if config.report:
+        write_page(out / "report.html", config, inputs, trained, log, selection, values)
+    files = {"selection": out / "selection.parquet", "metrics": out / "metrics.json"}
+    if config.report:
+        files["report"] = out / "report.html"
+    return Outcome(values, readable(values), notes_on(values), files)
+
+
+def _prepare(config: RunConfig) -> Path:
+    """Make the output folder; refuse one that holds another run, unless told to replace it."""
+    out = Path(config.out)
+    earlier = [out / name for name in OUTPUTS if (out / name).exists()]
+    if earlier and not config.overwrite:
+        raise ConfigError(
+            f"{out} already holds a run ({earlier[0].name}). Give another --out, or --overwrite."
+        )
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot make the output folder {out}: {error}") from error
+    return out

@@ -1,0 +1,111 @@
+"""The built-in models: a linear probe, an MLP and a small CNN, each ending in a linear ``head``.
+
+A model holds the scaling of its inputs, x ↦ (x − mean) / spread with one spread for all features, so
+that a file of its weights says all there is to say.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gradmimic.errors import ConfigError
+
+
+class Scale(nn.Module):
+    """x ↦ (x − mean) / spread, with the statistics of the training inputs.
+
+    One spread for all features: dividing each by its own makes weaker references.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, inputs: npt.NDArray[np.generic]) -> None:
+        super().__init__()
+        # features [n, d]: a mean for each; images [n, c, h, w]: one for each channel
+        rest = tuple(axis for axis in range(inputs.ndim) if axis != 1)
+        shape = (1, -1) + (1,) * (inputs.ndim - 2)
+        mean = inputs.mean(axis=rest, dtype=np.float64).reshape(shape)
+        squares = sum(float(((block - mean) ** 2).sum()) for block in np.array_split(inputs, 64))
+        spread = (squares / inputs.size) ** 0.5
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("spread", torch.tensor(spread or 1.0, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale ``[b, …]`` inputs of any dtype."""
+        return (x.float() - self.mean) / self.spread
+
+
+class Classifier(nn.Module):
+    """Scaling, trunk (nothing for a linear probe), and a linear head.
+
+    Args:
+        scale: the scaling of the inputs.
+        trunk: ``[b, …] -> [b, width]``.
+        head: ``[b, width] -> [b, classes]``.
+    """
+
+    def __init__(self, scale: Scale, trunk: nn.Sequential, head: nn.Linear) -> None:
+        super().__init__()
+        self.scale, self.trunk, self.head = scale, trunk, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[b, classes]`` logits."""
+        logits: Tensor = self.head(self.trunk(self.scale(x)))
+        return logits
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Return ``[n, width]``, what the head sees of all samples."""
+        return torch.cat([self.trunk(self.scale(block)) for block in x.split(1024)])
+
+
+def build_model(
+    kind: str, inputs: npt.NDArray[np.generic], classes: int, *, hidden: int, seed: int
+) -> Classifier:
+    """Build a classifier.
+
+    Args:
+        kind: ``"linear"``, ``"mlp"`` or ``"cnn"``.
+        inputs: the training inputs, ``[n, d]`` features or ``[n, c, h, w]`` images, for the scaling.
+        classes: the number of classes.
+        hidden: width of the MLP's layer, or of the CNN's first one.
+        seed: fixes the initial weights; the same seed gives the same ones.
+
+    Returns:
+        The model, ``[b, …] -> [b, classes]``.
+
+    Raises:
+        ConfigError: the model does not take inputs of this shape.
+
+    Example:
+        >>> build_model("mlp", np.eye(4), 3, hidden=8, seed=0)(torch.eye(4)).shape
+        torch.Size([4, 3])
+    """
+    if (inputs.ndim == 4) != (kind == "cnn"):
+        raise ConfigError(
+            f"model={kind!r} does not take inputs of shape {list(inputs.shape[1:])}; linear and mlp "
+            "expect features [d], cnn expects images [c, h, w]."
+        )
+    width = inputs.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "mlp":
+            trunk, width = nn.Sequential(nn.Linear(width, hidden), nn.ReLU()), hidden
+        elif kind == "cnn":
+            blocks = _block(width, hidden), _block(hidden, 2 * hidden), _block(2 * hidden, 4 * hidden)
+            trunk = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            width = 4 * hidden
+        else:
+            trunk = nn.Sequential()
+        return Classifier(Scale(inputs), trunk, nn.Linear(width, classes))
+
+
+def _block(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.GroupNorm(1, width),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),  # any size of image, down to one pixel
+    )

@@ -1,0 +1,154 @@
+"""What a run came to: numbers first, then the file of metrics and the page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradmimic.atomic import atomic_write
+from gradmimic.curate import Selection
+from gradmimic.data import Samples
+from gradmimic.log import LogReader
+from gradmimic.report import Metric
+from gradmimic.run.config import RunConfig
+from gradmimic.run.inputs import Inputs
+from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.trainings import Trained
+
+USELESS = 0.6  # an AUROC below this says that the scores know next to nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What was measured.
+
+    Args:
+        values: every number by its name, as it stands in ``metrics.json``.
+        metrics: the ones a person wants to read, with their meaning.
+        notes: what the reader must know before trusting them.
+        files: what was written where.
+    """
+
+    values: Mapping[str, Any]
+    metrics: Sequence[Metric]
+    notes: Sequence[str]
+    files: Mapping[str, Path]
+
+
+def measure(inputs: Inputs, trained: Trained, log: LogReader, selection: Selection) -> dict[str, Any]:
+    """Collect every number of a run.
+
+    Args:
+        inputs: the tables; their true labels, where known, enter here and nowhere else.
+        trained: the curves.
+        log: every score.
+        selection: what stage 2 decided.
+
+    Returns:
+        Plain numbers by name; None where something cannot be known.
+    """
+    values: dict[str, Any] = {
+        "samples": len(inputs.train),
+        "trusted": len(inputs.trusted) if inputs.trusted else 0,
+        "skipped": len(inputs.train.skipped),
+        "kept": len(selection.kept),
+        "removed": len(selection.removed),
+        "reference_accuracy": trained.reference_accuracy,
+        "plain": vars(trained.plain),
+        "reweighted": vars(trained.reweighted),
+        "gain": None,
+        "noise_rate": None,
+        "auroc": None,
+        "auroc_per_epoch": None,
+        "detection": None,
+    }
+    if trained.plain.accuracy:
+        values["gain"] = trained.reweighted.accuracy[-1] - trained.plain.accuracy[-1]
+    wrong = inputs.wrong
+    if wrong is not None:
+        order = np.argsort(inputs.train.ids)  # the selection is sorted by id
+        values |= {
+            "noise_rate": float(wrong.mean()),
+            "auroc": auroc(selection.table["score"].to_numpy(), wrong[order]),
+            "auroc_per_epoch": {
+                epoch: auroc(scores, wrong)
+                for epoch, scores in scores_by_epoch(log, inputs.train).items()
+            },
+            "detection": detection(~selection.mask(inputs.train.ids), wrong),
+        }
+    return values
+
+
+def scores_by_epoch(log: LogReader, samples: Samples) -> dict[int, npt.NDArray[np.float32]]:
+    """Return for each epoch the scores ``[n]`` in the samples' order; NaN where not visited."""
+    rows = log.scan(["sample_id", "epoch", "score"])
+    order = np.argsort(samples.ids)
+    place = order[np.searchsorted(samples.ids[order], rows["sample_id"].to_numpy())]  # [visits]
+    epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
+    table = {}
+    for epoch in np.unique(epochs):
+        table[int(epoch)] = np.full(len(samples), np.nan, dtype=np.float32)
+        table[int(epoch)][place[epochs == epoch]] = scores[epochs == epoch]
+    return table
+
+
+def readable(values: Mapping[str, Any]) -> list[Metric]:
+    """Pick the numbers that a person wants to read, and say which end is good."""
+    found = values["detection"] or {}
+    rows = [
+        Metric("samples trained on", values["samples"]),
+        Metric("samples that could not be read", values["skipped"] or None),
+        Metric("trusted samples", values["trusted"] or None),
+        Metric("labels known to be wrong", values["noise_rate"], "of all", percent=True),
+        Metric("test accuracy, reference", values["reference_accuracy"], "0 to 1", percent=True),
+        Metric("test accuracy, plain", last_accuracy(values, "plain"), "higher is better", percent=True),
+        Metric("test accuracy, re-weighted", last_accuracy(values, "reweighted"), "higher is better", percent=True),
+        Metric("AUROC of the mean score", values["auroc"], "0.5 is chance, 1 is perfect"),
+        Metric("samples removed", values["removed"]),
+        Metric("precision of removal", found.get("precision"), "share removed rightly", True),
+        Metric("recall of removal", found.get("recall"), "share of wrong ones removed", True),
+        Metric("F1 of removal", found.get("f1"), "0 to 1, higher is better"),
+    ]
+    return [row for row in rows if row.value is not None]
+
+
+def last_accuracy(values: Mapping[str, Any], which: str) -> float | None:
+    """Return the test accuracy after the last epoch of one training, where it was measured."""
+    accuracies = values[which]["accuracy"]
+    return float(accuracies[-1]) if accuracies else None
+
+
+def notes_on(values: Mapping[str, Any]) -> list[str]:
+    """Say what the reader must know before trusting the numbers."""
+    notes = []
+    if values["skipped"]:
+        notes.append(f"{values['skipped']} samples could not be read; they are in no number.")
+    if values["auroc"] is not None and values["auroc"] < USELESS:
+        notes.append(
+            f"The scores tell wrong labels from right ones with AUROC {values['auroc']:.3f}, where "
+            "0.5 is chance: do not trust the selection, and suspect the reference, however large "
+            "the gain in accuracy."
+        )
+    reference, accuracies = values["reference_accuracy"], values["reweighted"]["accuracy"]
+    if reference is not None and accuracies and accuracies[-1] > reference:
+        first = next(epoch for epoch, value in enumerate(accuracies, 1) if value > reference)
+        notes.append(
+            f"The re-weighted model overtook its reference on the test set (after epoch {first}). "
+            "That is good for the model; scores of later visits know less."
+        )
+    if reference is not None and accuracies and accuracies[-1] <= reference:
+        notes.append("The reference alone is at least as accurate on the test set as the model.")
+    if values["removed"] == 0:
+        notes.append("The scores do not form two groups, so every sample is kept.")
+    return notes
+
+
+def write_metrics(path: Path, values: Mapping[str, Any], config: RunConfig) -> None:
+    """Write every number as JSON, with the configuration that gave it."""
+    text = json.dumps({**values, "config": config.as_dict()}, indent=2, ensure_ascii=False)
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,122 @@
+"""One training: AdamW on shuffled batches, plain or re-weighted by an open ``GradMimic``."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradmimic.reweight import GradMimic
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs and class numbers of one data set, on the device that trains.
+
+    Args:
+        inputs: ``[n, …]``.
+        labels: ``[n]`` int64.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Curve:
+    """What one training came to, a value for each epoch."""
+
+    loss: list[float] = field(default_factory=list)  # mean of the unweighted training losses
+    accuracy: list[float] = field(default_factory=list)  # on the test set, where there is one
+
+
+def batches(n: int, size: int, epochs: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (epoch, row numbers) of every batch; the same seed gives the same order.
+
+    Example:
+        >>> [(epoch, len(rows)) for epoch, rows in batches(5, size=3, epochs=2, seed=0)]
+        [(0, 3), (0, 2), (1, 3), (1, 2)]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        for rows in torch.randperm(n, generator=generator).split(size):
+            yield epoch, rows
+
+
+def train(
+    model: nn.Module,
+    data: Rows,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    test: Rows | None = None,
+    mimic: GradMimic | None = None,
+    ids: list[int] | list[str] | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Curve:
+    """Train a classifier in place.
+
+    Args:
+        model: the model, on the data's device.
+        data: what it learns from.
+        epochs, batch_size, lr, weight_decay, seed: AdamW's recipe and the order of the batches.
+        test: measured after every epoch.
+        mimic: re-weights every batch, where given.
+        ids: ``[n]`` sample ids for the mimic's log.
+        on_step: called after every step.
+
+    Returns:
+        Loss and accuracy for each epoch.
+
+    Raises:
+        LossError: a loss is NaN or infinite and ``mimic`` is given.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    curve = Curve()
+    last_epoch, total, seen = 0, 0.0, 0
+
+    def end_epoch() -> None:
+        curve.loss.append(total / seen)
+        if test is not None:
+            curve.accuracy.append(accuracy(model, test))
+
+    for epoch, rows in batches(len(data), batch_size, epochs, seed):
+        if epoch != last_epoch:
+            end_epoch()
+            last_epoch, total, seen = epoch, 0.0, 0
+        model.train()
+        x, y = data.inputs[rows], data.labels[rows]
+        with mimic or nullcontext():
+            losses = F.cross_entropy(model(x), y, reduction="none")  # [b]
+        if mimic is None:
+            loss = losses.mean()
+        else:
+            batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
+            loss = mimic.weigh(losses, batch_ids, epoch=epoch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, seen = total + float(losses.detach().sum()), seen + len(rows)
+        on_step()
+    end_epoch()
+    return curve
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return ``[n]``, the class numbers that a model gives."""
+    model.eval()
+    return torch.cat([model(block).argmax(1) for block in inputs.split(1024)])
+
+
+def accuracy(model: nn.Module, data: Rows) -> float:
+    """Return the share of right predictions, in [0, 1]."""
+    return float((predict(model, data.inputs) == data.labels).float().mean())

@@ -1,0 +1,164 @@
+"""The three trainings of a run: the reference, plain, and re-weighted.
+
+All start from the same initial weights: a reference is only reachable from its own. With a frozen
+trunk the layers below the head are the reference's; what they make of each sample is computed once,
+and the head alone is trained.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gradmimic.atomic import atomic_write
+from gradmimic.data import Samples
+from gradmimic.errors import ReferenceMismatchError
+from gradmimic.log import ScoreLog
+from gradmimic.reference import load_reference
+from gradmimic.reweight import GradMimic
+from gradmimic.run.config import RunConfig
+from gradmimic.run.inputs import Inputs
+from gradmimic.run.models import Classifier, build_model
+from gradmimic.run.train import Curve, Rows, accuracy, predict, train
+
+Progress = Callable[[str, int], Callable[[], None]]
+"""``progress(what, steps)`` announces a training and returns what to call after each step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What the three trainings left to measure."""
+
+    plain: Curve
+    reweighted: Curve
+    reference_accuracy: float | None  # on the test set
+    suggested: npt.NDArray[np.int64]  # [n], the reference's class for each training sample
+
+
+def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Trained:
+    """Train the reference, then plain, then re-weighted; log every score and save all weights.
+
+    Args:
+        config: the run's configuration.
+        inputs: the tables.
+        out: the folder for ``reference.pt``, ``plain.pt``, ``reweighted.pt`` and the log.
+        progress: told of every training and step.
+
+    Returns:
+        The curves, and what the reference says.
+
+    Raises:
+        ReferenceMismatchError: the reference's file does not fit the model.
+        LossError: a loss became NaN or infinite.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, test = _rows(inputs.train, device), inputs.test and _rows(inputs.test, device)
+    fresh = partial(_fresh, config, inputs.train, device)
+
+    def fit(what: str, model: nn.Module, rows: Rows, epochs: int, seed: int, **more: Any) -> Curve:
+        on_step = progress(what, epochs * ceil(len(rows) / config.batch_size))
+        return train(
+            model,
+            rows,
+            epochs=epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            seed=seed,
+            on_step=on_step,
+            **more,
+        )
+
+    reference = fresh()
+    if inputs.trusted is not None:
+        trusted = _rows(inputs.trusted, device)
+        epochs = config.reference_epochs or ceil(config.epochs * len(data) / len(trusted))
+        fit("reference", reference, trusted, epochs, config.seed + 1)
+    else:
+        _fill(reference, str(config.reference))
+    _save(reference, out / "reference.pt")
+    suggested = predict(reference, data.inputs).cpu().numpy()
+    reference_accuracy = None if test is None else accuracy(reference, test)
+
+    if config.trunk == "frozen":
+        data = Rows(reference.encode(data.inputs), data.labels)
+        test = test and Rows(reference.encode(test.inputs), test.labels)
+
+    def start() -> tuple[Classifier, nn.Module]:
+        """Return a model at its initial weights, and the part of it that is trained."""
+        model = fresh()
+        model.scale.load_state_dict(reference.scale.state_dict())
+        if config.trunk == "trained":
+            return model, model
+        model.trunk.load_state_dict(reference.trunk.state_dict())
+        return model, model.head
+
+    model, part = start()
+    plain = fit("plain", part, data, config.epochs, config.seed, test=test)
+    _save(model, out / "plain.pt")
+
+    model, part = start()
+    with ScoreLog(out / "log", config=config.as_dict(), seed=config.seed) as log:
+        mimic = GradMimic(
+            part,
+            reference if part is model else reference.head,
+            params=config.params or ("all" if part is model else "head"),
+            temperature=config.temperature,
+            log=log,
+            reweight=config.reweight,
+            warmup=config.warmup,
+        )
+        reweighted = fit(
+            "re-weighted",
+            part,
+            data,
+            config.epochs,
+            config.seed,
+            test=test,
+            mimic=mimic,
+            ids=inputs.train.ids.tolist(),
+        )
+    _save(model, out / "reweighted.pt")
+    return Trained(plain, reweighted, reference_accuracy, suggested)
+
+
+def _fresh(config: RunConfig, samples: Samples, device: torch.device) -> Classifier:
+    kind = config.model
+    if kind == "auto":
+        kind = "linear" if samples.inputs.ndim == 2 else "cnn"
+    classes = len(samples.classes)
+    model = build_model(kind, samples.inputs, classes, hidden=config.hidden, seed=config.seed)
+    return model.to(device)
+
+
+def _rows(samples: Samples, device: torch.device) -> Rows:
+    inputs = torch.from_numpy(np.ascontiguousarray(samples.inputs))
+    return Rows(inputs.to(device), torch.from_numpy(samples.labels).to(device))
+
+
+def _fill(model: Classifier, source: str) -> None:
+    """Load a reference's file; one without a scaling was trained on the inputs as they are."""
+    tensors: dict[str, Tensor] = dict(load_reference(source).tensors)
+    if not any(name.startswith("scale.") for name in tensors):
+        tensors["scale.mean"] = torch.zeros_like(model.scale.mean)
+        tensors["scale.spread"] = torch.ones_like(model.scale.spread)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ReferenceMismatchError(
+            f"The reference {source} does not fit this run's model: {error}. Expected the weights "
+            "of another run's reference.pt with the same model, classes and inputs, or a linear "
+            "probe's head.weight and head.bias."
+        ) from error
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    with atomic_write(path) as file:
+        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, file)
