@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits as tables that ``gradmimic run`` reads.
 
-    python examples/digits.py runs/digits-data
+python examples/digits.py runs/digits-data
 """
 
 import io

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+import zoo
 from torch import nn
 from torch.nn import functional as F
 
-import zoo
 from gradmimic import mimic_scores
 from gradmimic.direction import LastUsed, choose, direction, find_head
 from gradmimic.errors import DirectionError, ParameterError

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import zoo
 from gradmimic import GradMimic, mimic_scores
 from gradmimic.direction import choose, direction
 from gradmimic.engines import pick_engine
@@ -98,16 +98,12 @@ def test_cosine_of_a_sample_without_gradient_is_zero():
     model, reference = zoo.build("mlp", 3)
     batch = zoo.draw("mlp", 5)
     batch.y[:] = torch.tensor([1, 0, 1, 2, 3])
-    cosines = mimic_scores(
-        model, reference, batch, zoo.losses_of("ignore-index"), variant="cosine"
-    )
+    cosines = mimic_scores(model, reference, batch, zoo.losses_of("ignore-index"), variant="cosine")
     assert (cosines == 0).tolist() == [True, False, True, False, False]
 
 
 @given(**{**cases, "b": st.just(17), "rows": st.lists(st.integers(0, 16), min_size=1, unique=True)})
-def test_scores_do_not_depend_on_the_rest_of_the_batch(
-    kind, loss, b, width, params, seed, rows
-):
+def test_scores_do_not_depend_on_the_rest_of_the_batch(kind, loss, b, width, params, seed, rows):
     if loss == "contrastive" or kind == "cnn-batchnorm-train":
         return  # there they do, by definition
     model, reference = zoo.build(kind, width, seed=seed)

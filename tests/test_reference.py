@@ -2,9 +2,9 @@ import pickle
 
 import pytest
 import torch
+import zoo
 from torch import nn
 
-import zoo
 from gradmimic import Reference, load_reference, mimic_scores
 from gradmimic.direction import choose
 from gradmimic.errors import MissingExtraError, ReferenceMismatchError
@@ -30,7 +30,7 @@ def test_every_source_gives_the_same_weights(tmp_path):
 
 
 def test_a_module_is_copied():
-    model, reference = model_and_reference()
+    _, reference = model_and_reference()
     loaded = load_reference(reference)
     before = loaded.tensors["0.weight"].clone()
     with torch.no_grad():

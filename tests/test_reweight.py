@@ -3,13 +3,13 @@ import math
 
 import pytest
 import torch
+import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import zoo
 from gradmimic import GradMimic, ScoreLog, mimic_scores
 from gradmimic.errors import (
     DirectionError,
@@ -186,9 +186,7 @@ def test_gradient_checkpointing_below_the_head():
     plain, reference = zoo.build("mlp", 4)
     model, batch = Checkpointed(copy.deepcopy(plain)), zoo.draw("mlp", 6)
     expected = gradients(plain, weighed(GradMimic(plain, reference), plain, batch))
-    actual = gradients(
-        model, weighed(GradMimic(model, Checkpointed(reference)), model, batch)
-    )
+    actual = gradients(model, weighed(GradMimic(model, Checkpointed(reference)), model, batch))
     for (_, a), (_, b) in zip(sorted(actual.items()), sorted(_renamed(expected)), strict=True):
         torch.testing.assert_close(a, b)
 

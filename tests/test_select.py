@@ -187,3 +187,21 @@ def test_what_is_no_log_is_refused(tmp_path):
         select(visits([[1.0, 0.0]], score=pa.array([1.0, None])))
     with pytest.raises(LogError, match="has columns of other types than a score log"):
         select(visits([[1.0, 0.0]], epoch=["first", "first"]))
+
+
+def test_visits_are_told_apart_by_step_where_the_epoch_is_not_known(tmp_path):
+    batches = [(["b", "a"], 0), (["c"], 1), (["a", "c"], 2), (["b"], 3), (["a"], 4)]
+    scores = {"a": 1.0, "b": -1.0, "c": 1.1}
+    with ScoreLog(tmp_path) as log:
+        for ids, step in batches:
+            values = [scores[i] for i in ids]
+            log.append(ids, values, [0.5] * len(ids), [0.0] * len(ids), epoch=None, step=step)
+        assert log.scan()["epoch"].null_count == 7
+        for aggregate in ("mean", "majority"):
+            selection = select(log, "two_means", aggregate=aggregate)
+            assert selection.table["visits"].to_pylist() == [3, 2, 2]
+        assert select(log, "two_means").kept.tolist() == ["a", "c"]
+        again = log.scan().slice(0, 2)
+        twice = pa.concat_tables([log.scan(), again])
+        with pytest.raises(LogError, match=r"visited more than once.*steps \[0, 0\]"):
+            select(twice)

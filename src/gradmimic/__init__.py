@@ -26,7 +26,7 @@ _HOME = {
     "select": "gradmimic.curate",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "GradMimic",
     "Reference",
     "ScoreLog",

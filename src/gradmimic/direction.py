@@ -6,6 +6,7 @@ first alone, else the derivative would run through the whole trunk. However many
 scored, a parameter counts once in ‖v‖.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Subset:
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Let the model read ``tensors`` in place of its parameters; put them back whatever happens."""
+        """Let the model read ``tensors`` for its parameters; put those back whatever happens."""
         originals = [use.module._parameters[use.attribute] for use in self.uses]
         try:
             for use in self.uses:
@@ -75,10 +76,10 @@ class Direction:
         if norm == 0:
             raise DirectionError(
                 "The direction is zero: the reference's weights equal the current ones over "
-                f"{_few(self.tensors)}. Expected a better model's weights; check that the reference "
-                "is not a copy of the model, or score other parameters with params=."
+                f"{_few(self.tensors)}. Expected a better model's weights; check that the "
+                "reference is not a copy of the model, or score other parameters with params=."
             )
-        if not torch.isfinite(self.norm):
+        if not math.isfinite(norm):
             raise DirectionError(
                 f"The direction's norm is {norm}: the model's or the reference's weights over "
                 f"{_few(self.tensors)} hold NaN or infinite values. Check both."
@@ -88,8 +89,8 @@ class Direction:
 def find_head(model: nn.Module) -> str:
     """Name the last module, in the order of registration, that holds parameters of its own.
 
-    That is ``fc``, ``classifier``, ``head``, ``heads.head``, ``lm_head`` in the common models. Only a
-    forward pass tells which module is *used* last: :class:`LastUsed` checks this guess.
+    That is ``fc``, ``classifier``, ``head``, ``heads.head``, ``lm_head`` in the common models. Only
+    a forward pass tells which module is *used* last: :class:`LastUsed` checks this guess.
 
     Args:
         model: any module.
@@ -104,7 +105,7 @@ def find_head(model: nn.Module) -> str:
         >>> find_head(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Softmax(1)))
         '2'
     """
-    names = [name for name, module in model.named_modules() if _holds_parameters(module)]
+    names: list[str] = [name for name, module in model.named_modules() if _holds_parameters(module)]
     if not names:
         raise ParameterError(f"{type(model).__name__} has no parameters, so nothing can be scored.")
     return names[-1]
@@ -138,9 +139,9 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
 
     Args:
         model: the model being trained.
-        params: ``"head"``, the last module with parameters; ``"all"``; one or more glob patterns over
-            the names, such as ``"encoder.layers.11.*"``; or a callable ``(name, parameter) -> bool``.
-            Frozen parameters can be scored like any other.
+        params: ``"head"``, the last module with parameters; ``"all"``; one or more glob patterns
+            over the names, such as ``"encoder.layers.11.*"``; or a callable
+            ``(name, parameter) -> bool``. Frozen parameters can be scored like any other.
         head: the head's name where it is known; found by :func:`find_head` otherwise.
 
     Returns:
@@ -156,14 +157,14 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
     if params == "head":
         prefix = find_head(model) if head is None else head
         own = re.compile(re.escape(f"{prefix}." if prefix else "") + r"[^.]+")
-        chosen: Callable[[str, nn.Parameter], bool] = lambda name, _: bool(own.fullmatch(name))  # noqa: E731
+        chosen: Callable[[str, nn.Parameter], bool] = lambda name, _: bool(own.fullmatch(name))
     elif params == "all":
-        chosen = lambda _name, _parameter: True  # noqa: E731
+        chosen = lambda _name, _parameter: True
     elif callable(params):
         chosen = params
     else:
         patterns = [params] if isinstance(params, str) else list(params)
-        chosen = lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)  # noqa: E731
+        chosen = lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)
 
     first_name: dict[int, str] = {}
     parameters: dict[str, nn.Parameter] = {}

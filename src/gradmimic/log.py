@@ -6,7 +6,8 @@ A log is a folder:
     part-00000-000000.parquet       rows of rank 0, in the order they were appended
     part-00000-000001.parquet       … each part appears whole or not at all
 
-One row is one *visit*: one (scorer, epoch, sample_id). Parts are only ever added, so a killed run
+One row is one *visit*: one (scorer, epoch, sample_id), or (scorer, step, sample_id) where the epoch
+is not known. Parts are only ever added, so a killed run
 loses the rows it had not flushed and nothing else. Scores, weights and losses are stored as
 float32, also for float64 models: a score ranks samples, and its eighth digit ranks nothing.
 """
@@ -137,7 +138,7 @@ class ScoreLog(LogReader):
         weights: npt.ArrayLike,
         losses: npt.ArrayLike,
         *,
-        epoch: int,
+        epoch: int | None,
         step: int,
         direction_norm: float | None = None,
         scorer: str = "mimic",
@@ -153,7 +154,8 @@ class ScoreLog(LogReader):
             scores: ``[b]``, finite; an array, a list or a CPU tensor without grad.
             weights: ``[b]``, the batch's weights after the softmax.
             losses: ``[b]``, the unreduced losses.
-            epoch: counted from 0.
+            epoch: counted from 0; None where it is not known: stage 2 then numbers a sample's
+                visits by their steps.
             step: counted from 0, over the whole run.
             direction_norm: ‖θ_ref − θ‖ at this step, saved in ``run.json``.
             scorer: the name of what made the scores.

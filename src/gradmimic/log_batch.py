@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     weights: npt.NDArray[np.float32]  # [b]
     losses: npt.NDArray[np.float32]  # [b]
     canary: npt.NDArray[np.bool_]  # [b]
-    epoch: int
+    epoch: int | None
     step: int
     scorer: str
 
@@ -36,7 +36,7 @@ def checked_batch(
     losses: npt.ArrayLike,
     canary: npt.ArrayLike | None,
     *,
-    epoch: int,
+    epoch: int | None,
     step: int,
     scorer: str,
 ) -> Batch:
@@ -48,7 +48,7 @@ def checked_batch(
         weights: ``[b]``.
         losses: ``[b]``.
         canary: bool ``[b]``, or None for no canaries.
-        epoch: from 0, below 2³¹.
+        epoch: from 0, below 2³¹, or None.
         step: from 0, below 2⁶³.
         scorer: a name.
 
@@ -63,7 +63,7 @@ def checked_batch(
         >>> batch.scores
         array([0.5], dtype=float32)
     """
-    epoch = _counter("epoch", epoch, 2**31)
+    epoch = None if epoch is None else _counter("epoch", epoch, 2**31)
     step = _counter("step", step, 2**63)
     if not isinstance(scorer, str) or not scorer:
         raise LogError(f"expected scorer to be a name, got {scorer!r} (step {step}).")
@@ -124,10 +124,11 @@ def to_table(batches: list[Batch], rank: int) -> pa.Table:
         ids = pa.array([sample_id for batch in batches for sample_id in batch.ids], pa.string())
     else:
         ids = pa.array(np.concatenate([batch.ids for batch in batches]))
+    epochs = pa.array([batch.epoch for batch in batches], pa.int32())
     return pa.table(
         [
             ids,
-            np.repeat(np.array([batch.epoch for batch in batches], dtype=np.int32), sizes),
+            epochs.take(pa.array(np.repeat(np.arange(len(batches)), sizes))),
             np.repeat(np.array([batch.step for batch in batches], dtype=np.int64), sizes),
             pa.DictionaryArray.from_arrays(codes, names).dictionary_decode(),
             np.concatenate([batch.scores for batch in batches]),

@@ -1,5 +1,6 @@
 """Scores without training: one forward pass, and every sample's mimic score."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
@@ -50,7 +51,7 @@ def mimic_scores(
     Raises:
         ParameterError, ReferenceMismatchError, DirectionError: the model, its scored parameters and
             the reference do not fit.
-        LossError: the losses are not ``[b]``, not finite, or do not depend on the scored parameters.
+        LossError: the losses are not ``[b]``, not finite, or do not depend on what is scored.
         UnsupportedOperationError: the engine cannot differentiate an operation.
 
     Source: arXiv 2501.06708, section 3.1.
@@ -70,9 +71,9 @@ def mimic_scores(
         v = direction(subset, loaded.match(model, subset))
         v.check()
         if variant == "cosine":
-            with OracleEngine(subset, v) as single_pass:
+            with OracleEngine(subset, v) as backward:
                 values = check_losses(losses(model, batch))
-            return _cosines(values, single_pass.stand_ins, v)
+            return _cosines(values, backward.stand_ins, v)
         with pick_engine(engine)(subset, v) as single_pass:
             values = check_losses(losses(model, batch))
         return projection(single_pass.derivative(values), v.norm)
@@ -123,13 +124,15 @@ def check_losses(losses: Tensor) -> Tensor:
                 else "Reduce every dimension but the first, e.g. losses.flatten(1).mean(1)."
             )
         )
+    if math.isfinite(losses.detach().sum().item()):  # one number tells of all, nearly always
+        return losses
     finite = losses.detach().isfinite()
     if not finite.all():
         bad = (~finite).nonzero().flatten()
         raise LossError(
             f"{len(bad)} of {len(losses)} losses are NaN or infinite; the first is "
-            f"{losses[bad[0]].item()} at position {bad[0].item()} of the batch. Look at that sample, "
-            "or lower the learning rate."
+            f"{losses[bad[0]].item()} at position {bad[0].item()} of the batch. Look at that "
+            "sample, or lower the learning rate."
         )
     return losses
 

@@ -94,8 +94,9 @@ def load_reference(source: "Source | Reference") -> Reference:
 
     Args:
         source: an ``nn.Module``; a state dict; the path of a ``.safetensors`` file (extra
-            ``safetensors``) or of a ``.pt``/``.pth``/``.bin`` file that holds a state dict, alone or
-            under the key ``"state_dict"`` or ``"model"``. Nothing that could run code is unpickled.
+            ``safetensors``) or of a ``.pt``, ``.pth`` or ``.bin`` file that holds a state dict,
+            alone or under the key ``"state_dict"`` or ``"model"``. Nothing that could run code is
+            unpickled.
 
     Returns:
         The reference. A module's weights are copied, so training it on does not move them.
@@ -166,7 +167,7 @@ def _only_tensors(content: object, source: str) -> Mapping[str, Tensor]:
     wrong = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ReferenceMismatchError(
-            f"The reference ({source}) holds values that are not tensors under {', '.join(wrong[:8])}. "
-            "Expected a state dict: names to tensors."
+            f"The reference ({source}) holds values that are not tensors under "
+            f"{', '.join(wrong[:8])}. Expected a state dict: names to tensors."
         )
     return {str(key): value for key, value in content.items()}

@@ -1,9 +1,9 @@
 """Stage 1: re-weight every batch by its mimic scores, in any training loop.
 
-    with mimic:                          # the model reads dual numbers at its scored parameters
-        losses = loss(model(x), y)       # [b], unreduced
-    loss = mimic.weigh(losses, ids)      # Σ_i w_i ℓ_i  with w = softmax(m / τ)
-    loss.backward()
+with mimic:                          # the model reads dual numbers at its scored parameters
+losses = loss(model(x), y)       # [b], unreduced
+loss = mimic.weigh(losses, ids)      # Σ_i w_i ℓ_i  with w = softmax(m / τ)
+loss.backward()
 """
 
 import warnings
@@ -29,10 +29,10 @@ class GradMimic:
 
     m_i = ⟨−∇_{θ_S} ℓ_i, v⟩ / ‖v‖,  w = softmax(m / τ),  loss = Σ_i w_i ℓ_i
 
-    The same forward pass that trains also scores. The model is neither wrapped nor replaced; outside
-    the ``with`` block (evaluation, checkpoints) it never notices. Works with gradient accumulation
-    (each micro-batch is weighed by itself; divide its loss as ever), autocast, and non-reentrant
-    gradient checkpointing of the layers below the scored ones.
+    The same forward pass that trains also scores. The model is neither wrapped nor replaced;
+    outside the ``with`` block (evaluation, checkpoints) it never notices. Works with gradient
+    accumulation (each micro-batch is weighed by itself; divide its loss as ever), autocast, and
+    non-reentrant gradient checkpointing of the layers below the scored ones.
 
     Args:
         model: the model being trained.
@@ -193,9 +193,9 @@ class GradMimic:
         if guess is None or used is None or used == guess:
             return False
         warnings.warn(
-            f"params='head': the module used last is {used!r}, not {guess!r}. It is scored from the "
-            f"next batch on; this first one trains on the plain mean. Pass params='{used}.*' to "
-            "score it from the start.",
+            f"params='head': the module used last is {used!r}, not {guess!r}. It is scored from "
+            f"the next batch on; this first one trains on the plain mean. Pass params='{used}.*' "
+            "to score it from the start.",
             stacklevel=3,
         )
         self._score_on("head", head=used)
@@ -219,10 +219,11 @@ class GradMimic:
                 "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
             )
         # one transfer for all of them: on a GPU each one waits for the device
-        rows = torch.stack([scores, weights, losses.detach().to(scores.dtype)]).float().cpu().numpy()
+        columns = (scores, weights, losses)
+        rows = torch.stack([column.detach().float() for column in columns]).cpu()
         self._log.append(
             ids.cpu().numpy() if isinstance(ids, Tensor) else ids,
-            *rows,
+            *rows.numpy(),
             epoch=epoch,
             step=self.step,
             direction_norm=v.norm.item(),
@@ -233,8 +234,9 @@ class GradMimic:
     ) -> Tensor:
         """Let the scored parameters follow the weights and all others the plain mean.
 
-        loss = mean(ℓ) + ⟨θ_S, δ⟩ − const  with δ = ∇_{θ_S} Σ_i (w_i − 1/b) ℓ_i, a constant that only
-        takes the scored layers' own backward pass.
+        loss = mean(ℓ) + ⟨θ_S, δ⟩ − const  with δ = ∇_{θ_S} Σ_i (w_i − 1/b) ℓ_i held constant
+
+        δ costs the backward pass of the scored layers and of those above them.
         """
         mean = _mean(losses)
         trained = {
@@ -253,7 +255,7 @@ class GradMimic:
             materialize_grads=True,
         )
         linear = sum((p * d).sum() for p, d in zip(trained.values(), deltas, strict=True))
-        return mean + linear - linear.detach()  # type: ignore[union-attr, no-any-return]
+        return mean + linear - linear.detach()  # type: ignore[union-attr]
 
 
 def _mean(losses: Tensor) -> Tensor:

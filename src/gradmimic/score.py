@@ -45,7 +45,7 @@ def projection(derivative: Tensor, direction_norm: Tensor) -> Tensor:
 
 
 def cosine(derivative: Tensor, direction_norm: Tensor, gradient_norms: Tensor) -> Tensor:
-    """Take the angle between each sample's descent step and the direction: the score over its length.
+    """Take the cosine between each sample's descent step and the direction.
 
     cos_i = m_i / ‖∇ℓ_i‖
 

@@ -168,7 +168,24 @@ def _visits(log: LogReader | pa.Table | str | os.PathLike[str], scorer: str) -> 
         raise LogError(
             f"{where} holds only canaries for scorer {scorer!r}. There is no sample to decide on."
         )
-    return visits
+    return _numbered(visits)
+
+
+def _numbered(visits: pa.Table) -> pa.Table:
+    """Number each sample's visits by their steps where the log does not know the epoch."""
+    if visits["epoch"].null_count == 0:
+        return visits
+    sample = visits["sample_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    step = visits["step"].to_numpy()
+    order = np.lexsort((step, sample))
+    sample, step = sample[order], step[order]
+    starts = np.r_[True, sample[1:] != sample[:-1]]
+    later = np.r_[False, (sample[1:] == sample[:-1]) & (step[1:] != step[:-1])]
+    count = np.cumsum(later)
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = count - np.maximum.accumulate(np.where(starts, count, 0))
+    epoch = pc.coalesce(visits["epoch"], pa.array(number))
+    return visits.set_column(visits.column_names.index("epoch"), "epoch", epoch)
 
 
 def _cast(rows: pa.Table, where: str) -> pa.Table:
@@ -182,7 +199,8 @@ def _cast(rows: pa.Table, where: str) -> pa.Table:
         columns |= {name: rows[name].cast(kind) for name, kind in _TYPES.items()}
     except pa.ArrowException as error:
         raise LogError(f"{where} has columns of other types than a score log: {error}.") from error
-    if nulls := [name for name, column in columns.items() if column.null_count]:
+    nulls = [name for name, column in columns.items() if column.null_count and name != "epoch"]
+    if nulls:
         raise LogError(f"{where} has null values in {nulls}. A score log has none: remove them.")
     return pa.table(columns)
 

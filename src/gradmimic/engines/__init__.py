@@ -19,7 +19,7 @@ class Engine(Protocol):
     """What every engine does: stand-ins go in, one forward pass runs, derivatives come out."""
 
     stand_ins: dict[str, Tensor]
-    """What the model reads in the pass in place of each scored parameter; gradients flow through."""
+    """What the model reads for each scored parameter in the pass; gradients flow through."""
 
     def __init__(self, subset: Subset, direction: Direction) -> None: ...
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as fwAD  # noqa: N812
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,11 +24,11 @@ class DifferentiableAttention(TorchFunctionMode):
         # nn.MultiheadAttention's inference path would bypass torch functions altogether.
         self._fastpath = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.backends.mha.set_fastpath_enabled(self._fastpath)
 
     def __torch_function__(

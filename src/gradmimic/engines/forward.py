@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar
 
-import torch.autograd.forward_ad as fwAD  # noqa: N812
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -62,7 +62,7 @@ class ForwardEngine:
         tensor([3.])
     """
 
-    _open: ClassVar["ForwardEngine | None"] = None  # torch has one dual level, so one pass at a time
+    _open: ClassVar["ForwardEngine | None"] = None  # torch has one dual level: one pass at a time
 
     def __init__(self, subset: Subset, direction: Direction) -> None:
         self._subset, self._direction = subset, direction
@@ -124,7 +124,8 @@ class ForwardEngine:
                 "the output of this model in this `with` block; what came may be of another pass, "
                 "detached, or made by a compiled or reentrantly checkpointed module."
             )
-        return tangent.detach()
+        derivative: Tensor = tangent.detach()
+        return derivative
 
     def close(self) -> None:
         """End the dual level, where this pass holds it."""

@@ -3,6 +3,9 @@
 This module is read to build ``gradmimic run --help``, so it imports nothing heavy.
 """
 
+import importlib
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,57 +21,94 @@ def _key(default: Any, group: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what ``gradmimic run`` does; paths count from the working directory."""
+    """Everything that decides what ``gradmimic run`` does; paths are from the working directory."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    data: str = _key("", "Input", "A .npy, .npz or Parquet of features, a folder with one "
-                     "sub-folder of images per class, or a Parquet of encoded images.")
-    labels: str | None = _key(None, "Input", "The given labels: a column, a .npy/.txt/.csv file, "
-                              "or file.parquet:column.")
-    ids: str | None = _key(None, "Input", "Unique sample ids, likewise; default: row numbers, or "
-                           "the paths inside a folder.")
-    true_labels: str | None = _key(None, "Input", "Labels known to be right, likewise. They only "
-                                   "ever enter metrics.")
-    show: str | None = _key(None, "Input", "What the report shows of a sample: a column of texts "
-                            "or encoded images, likewise.")
+    data: str = _key(
+        "",
+        "Input",
+        "A .npy, .npz or Parquet of features, a folder with one "
+        "sub-folder of images per class, or a Parquet of encoded images.",
+    )
+    labels: str | None = _key(
+        None, "Input", "The given labels: a column, a .npy/.txt/.csv file, or file.parquet:column."
+    )
+    ids: str | None = _key(
+        None,
+        "Input",
+        "Unique sample ids, likewise; default: row numbers, or the paths inside a folder.",
+    )
+    true_labels: str | None = _key(
+        None, "Input", "Labels known to be right, likewise. They only ever enter metrics."
+    )
+    show: str | None = _key(
+        None,
+        "Input",
+        "What the report shows of a sample: a column of texts or encoded images, likewise.",
+    )
     kind: Literal["auto", "features", "images"] = _key("auto", "Input", "What the data are.")
     image_size: int = _key(32, "Input", "Images are stretched to this many pixels square.")
     test: str | None = _key(None, "Input", "Data of the same kind to measure accuracy on.")
     test_labels: str | None = _key(None, "Input", "The right labels of the test data.")
-    reference: str | None = _key(None, "Reference", "A file of better weights: .safetensors or "
-                                 ".pt, such as the reference.pt of another run.")
+    reference: str | None = _key(
+        None,
+        "Reference",
+        "A file of better weights: .safetensors or .pt, such as the reference.pt of another run.",
+    )
     trusted: str | tuple[int | str, ...] | None = _key(
-        None, "Reference", "Samples known to be clean, to train the reference on: a range of rows "
-        "(0:500), ids (a list in the file, or a .txt/.npy), or a second table of data.")
-    trusted_labels: str | None = _key(None, "Reference", "The labels of the trusted samples, where "
-                                      "they are not the given ones.")
-    reference_epochs: int | None = _key(None, "Reference", "Passes over the trusted samples; "
-                                        "default: as many steps as the training takes.")
+        None,
+        "Reference",
+        "Samples known to be clean, to train the reference on: a range of rows "
+        "(0:500), ids (a list in the file, or a .txt/.npy), or a second table of data.",
+    )
+    trusted_labels: str | None = _key(
+        None, "Reference", "The labels of the trusted samples, where they are not the given ones."
+    )
+    reference_epochs: int | None = _key(
+        None,
+        "Reference",
+        "Passes over the trusted samples; default: as many steps as the training takes.",
+    )
     noise: Literal["none", "symmetric", "pair"] = _key(
-        "none", "Noise", "Corrupt labels on purpose: any other class, or the next one.")
+        "none", "Noise", "Corrupt labels on purpose: any other class, or the next one."
+    )
     noise_rate: float = _key(0.0, "Noise", "The share of labels to corrupt.")
     model: Literal["auto", "linear", "mlp", "cnn"] = _key(
-        "auto", "Training", "auto: linear for features, cnn for images.")
+        "auto", "Training", "auto: linear for features, cnn for images."
+    )
     hidden: int = _key(64, "Training", "Width of the MLP's hidden layer or the CNN's first one.")
     trunk: Literal["frozen", "trained"] = _key(
-        "frozen", "Training", "The layers below the head, where there are any: the reference's, "
-        "frozen; or trained from the reference's initial weights.")
-    params: str | None = _key(None, "Training", "The scored parameters: head, all, or a glob "
-                              "pattern. Default: head on a frozen trunk, else all.")
+        "frozen",
+        "Training",
+        "The layers below the head, where there are any: the reference's, "
+        "frozen; or trained from the reference's initial weights.",
+    )
+    params: str | None = _key(
+        None,
+        "Training",
+        "The scored parameters: head, all, or a glob "
+        "pattern. Default: head on a frozen trunk, else all.",
+    )
     epochs: int = _key(5, "Training", "Passes over the data.")
     batch_size: int = _key(32, "Training", "Samples per step.")
     lr: float = _key(1e-3, "Training", "AdamW's learning rate.")
     weight_decay: float = _key(1e-5, "Training", "AdamW's weight decay.")
-    temperature: float = _key(0.7, "Training", "τ of the batch weights softmax(m/τ), in the "
-                              "scores' unit; smaller trusts them more.")
+    temperature: float = _key(
+        0.7,
+        "Training",
+        "τ of the batch weights softmax(m/τ), in the scores' unit; smaller trusts them more.",
+    )
     warmup: int = _key(0, "Training", "First steps that score but train on the plain mean.")
     reweight: Literal["all", "scored"] = _key(
-        "all", "Training", "Which parameters follow the batch weights.")
+        "all", "Training", "Which parameters follow the batch weights."
+    )
     rule: Literal["one_over_b", "two_means", "mixture"] = _key(
-        "mixture", "Selection", "How scores become a decision.")
+        "mixture", "Selection", "How scores become a decision."
+    )
     aggregate: Literal["mean", "majority"] = _key(
-        "mean", "Selection", "Decide once on each sample's mean, or by majority of its visits.")
+        "mean", "Selection", "Decide once on each sample's mean, or by majority of its visits."
+    )
     seed: int = _key(0, "Run", "Fixes initial weights, batch order and noise.")
     out: str = _key("runs/run", "Run", "The folder for everything the run writes.")
     overwrite: bool = _key(False, "Run", "Replace what an earlier run wrote there.")
@@ -84,6 +124,9 @@ class RunConfig:
             )
         if self.reference is not None and self.trusted is not None:
             raise ConfigError("Both reference and trusted are given; expected one of them.")
+        for name, owner in (("test_labels", "test"), ("trusted_labels", "trusted")):
+            if getattr(self, name) is not None and getattr(self, owner) is None:
+                raise ConfigError(f"{name} is given without {owner}; give both or neither.")
         if (self.noise == "none") != (self.noise_rate == 0):
             raise ConfigError(
                 f"noise is {self.noise} but noise_rate is {self.noise_rate}; give both or neither."
@@ -93,19 +136,24 @@ class RunConfig:
                 f"params={self.params!r} asks for more than the head, but the trunk is frozen and "
                 "only the head is trained; give trunk: trained as well."
             )
-        for name in ("epochs", "batch_size", "hidden", "image_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        least = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
+        least |= {"reference_epochs": 1, "warmup": 0, "weight_decay": 0, "seed": 0}
+        for name, limit in least.items():
+            if (value := getattr(self, name)) is not None and not value >= limit:
+                raise ConfigError(f"{name} must be at least {limit}, got {value}.")
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the keys and values as plain data."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        """Return the keys and values as plain data, which YAML and JSON can hold."""
+        values = asdict(self)
+        for key, value in values.items():
+            if isinstance(value, tuple):
+                values[key] = list(value)
+            elif isinstance(value, float) and math.isinf(value):
+                values[key] = "inf"  # JSON knows no infinity
+        return values
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
@@ -119,8 +167,8 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         The checked configuration.
 
     Raises:
-        ConfigError: the file is missing or malformed, a key is unknown, a value has another type, or
-            keys disagree.
+        ConfigError: the file is missing or malformed, a key is unknown, a value has another type,
+            or keys disagree.
 
     Example:
         >>> load_config(None, {"data": "x.npy", "trusted": "0:100"}).epochs
@@ -144,12 +192,17 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     try:
         return TypeAdapter(RunConfig).validate_python(values)
     except ValidationError as error:
+        own = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):  # says it better than what pydantic makes of it
+            raise own from None
         problems = [
             f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']} "
             f"(got {item['input']!r})"
             for item in error.errors()
         ]
-        raise ConfigError(f"The configuration from {where} is not valid. {'; '.join(problems)}") from error
+        raise ConfigError(
+            f"The configuration from {where} is not valid. {'; '.join(problems)}"
+        ) from error
 
 
 def save_config(config: RunConfig, file: Path) -> None:
@@ -163,18 +216,16 @@ def save_config(config: RunConfig, file: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration {file}: {error}") from error
     if file.suffix == ".toml":
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
         try:
-            import tomllib
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib
-        try:
-            return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            keys: dict[str, Any] = toml.loads(text)
+        except toml.TOMLDecodeError as error:
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        return keys
     if file.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"{file} ends in {file.suffix!r}; expected .yaml, .yml or .toml.")
     import yaml

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gradmimic.data import Samples, pair_flip, read_samples, symmetric
+from gradmimic.data.columns import read_column
+from gradmimic.data.files import load_npy
 from gradmimic.errors import DataError
 from gradmimic.run.config import RunConfig
 
 _RANGE = re.compile(r"(\d*):(\d*)")
+_WHOLE = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Inputs:
         """``[n]``, which training labels are known to be wrong; None where the truth is unknown."""
         if self.train.true_labels is None:
             return None
-        return self.train.labels != self.train.true_labels
+        wrong: npt.NDArray[np.bool_] = self.train.labels != self.train.true_labels
+        return wrong
 
 
 def load_inputs(config: RunConfig) -> Inputs:
@@ -103,53 +107,55 @@ def _read(
 def _trusted_rows(
     trusted: str | Sequence[int | str], samples: Samples
 ) -> npt.NDArray[np.bool_] | None:
-    """Return ``[n]``, which rows of the data are trusted; None where ``trusted`` is a table."""
+    """Return ``[n]``, which samples of the data are trusted; None where ``trusted`` is a table."""
     if isinstance(trusted, str) and (span := _RANGE.fullmatch(trusted)):
         start, stop = (int(part) if part else None for part in span.groups())
-        rows = np.zeros(len(samples), dtype=bool)
-        rows[start:stop] = True
+        rows = _source_rows(samples)
+        chosen = (rows >= (start or 0)) & (rows < (np.inf if stop is None else stop))
         where = f"trusted={trusted!r}"
     else:
-        ids = _read_ids(Path(trusted)) if isinstance(trusted, str) else list(trusted)
+        ids = _read_ids(trusted) if isinstance(trusted, str) else list(trusted)
         if ids is None:
             return None
         where = f"trusted={trusted!r}" if isinstance(trusted, str) else "the list of trusted ids"
-        known = set(samples.ids.tolist())
         if samples.ids.dtype.kind == "i":
-            ids = [int(i) if str(i).lstrip("-").isdigit() else i for i in ids]
+            ids = [int(i) if _WHOLE.fullmatch(str(i)) else i for i in ids]
         else:
             ids = [str(i) for i in ids]
+        known = {*samples.ids.tolist(), *(skipped.sample_id for skipped in samples.skipped)}
         unknown = [i for i in ids if i not in known]
         if unknown:
             raise DataError(
                 f"{where} names {len(unknown)} ids that {samples.source} does not hold, such as "
                 f"{unknown[0]!r}; its first id is {samples.ids[0].item()!r}."
             )
-        rows = np.isin(samples.ids, np.array(ids, dtype=samples.ids.dtype))
-    if not rows.any() or rows.all():
+        chosen = np.isin(samples.ids, np.array(ids))
+    if not chosen.any() or chosen.all():
         raise DataError(
-            f"{where} covers {'none' if not rows.any() else 'all'} of the {len(samples)} samples of "
+            f"{where} covers {'all' if chosen.any() else 'none'} of the {len(samples)} samples of "
             f"{samples.source}; expected some to trust, and others to train on."
         )
-    return rows
+    return chosen
 
 
-def _read_ids(path: Path) -> list[Any] | None:
+def _source_rows(samples: Samples) -> npt.NDArray[np.int64]:
+    """Return ``[n]``, the row of each sample in its source; pictures may have been skipped."""
+    return np.arange(len(samples)) if samples.shown is None else samples.shown.rows
+
+
+def _read_ids(trusted: str) -> list[Any] | None:
     """Read a list of ids; None where the file is a table of samples."""
+    path = Path(trusted)
     if not path.exists():
-        raise DataError(
-            f"trusted={str(path)!r} is neither a range of rows such as 0:500 nor a file."
-        )
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return None if array.ndim > 1 else array.tolist()
-    if path.suffix == ".txt":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return None
+        raise DataError(f"trusted={trusted!r} is neither a range of rows such as 0:500 nor a file.")
+    if path.suffix != ".txt" and (path.suffix != ".npy" or load_npy(path).ndim > 1):
+        return None
+    ids: list[Any] = read_column(path.name, path).values.tolist()
+    return ids
 
 
 def _with_noise(samples: Samples, config: RunConfig) -> Samples:
-    """Corrupt labels as asked; the labels before that are the truth, unless better ones are known."""
+    """Corrupt labels as asked; those before are the truth, unless better ones are known."""
     if config.noise == "none":
         return samples
     corrupt = {"symmetric": symmetric, "pair": pair_flip}[config.noise]

@@ -3,6 +3,7 @@
     read → the reference → train plain → train re-weighted, logging every score
          → select → measure → report
 
+Everything it leaves lies in one folder.
 """
 
 import shutil
@@ -23,9 +24,8 @@ OUTPUTS = (
     "metrics.json", "report.html",
 )  # fmt: skip
 
-def run_job(
-    config: RunConfig, progress: Progress = lambda _what, _steps: lambda: None
-) -> Outcome:
+
+def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda: None) -> Outcome:
     """Train a reference, train plain and re-weighted, select, measure and report.
 
     Args:
@@ -44,9 +44,9 @@ def run_job(
     if config.report:  # better now than after the training
         for library in ("jinja2", "matplotlib"):
             import_extra(library, "report")
+    earlier = _earlier(config)
     inputs = load_inputs(config)
-    out = _prepare(config)
-    save_config(config, out / "config.yaml")
+    out = _prepare(config, earlier)
     trained = train_all(config, inputs, out, progress)
 
     log = ScoreLog.read(out / "log")
@@ -62,18 +62,32 @@ def run_job(
     return Outcome(values, readable(values), notes_on(values), files)
 
 
-def _prepare(config: RunConfig) -> Path:
-    """Make the output folder; refuse one that holds another run, unless told to replace it."""
+def _earlier(config: RunConfig) -> list[Path]:
+    """List what another run left in the output folder; refuse to replace it unless told to."""
     out = Path(config.out)
     earlier = [out / name for name in OUTPUTS if (out / name).exists()]
     if earlier and not config.overwrite:
         raise ConfigError(
             f"{out} already holds a run ({earlier[0].name}). Give another --out, or --overwrite."
         )
-    for path in earlier:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if config.reference and any(
+        path.resolve() == Path(config.reference).resolve() for path in earlier
+    ):
+        raise ConfigError(
+            f"The reference {config.reference} is part of the run that would be replaced. Give "
+            "another --out, or a copy of it."
+        )
+    return earlier
+
+
+def _prepare(config: RunConfig, earlier: list[Path]) -> Path:
+    """Make the output folder, empty of earlier outputs, and save the configuration in it."""
+    out = Path(config.out)
     try:
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
     except OSError as error:
-        raise ConfigError(f"Cannot make the output folder {out}: {error}") from error
+        raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
     return out

@@ -1,8 +1,10 @@
 """The built-in models: a linear probe, an MLP and a small CNN, each ending in a linear ``head``.
 
-A model holds the scaling of its inputs, x ↦ (x − mean) / spread with one spread for all features, so
-that a file of its weights says all there is to say.
+A model holds the scaling of its inputs, x ↦ (x − mean) / spread with one spread for all features,
+so that a file of its weights says all there is to say.
 """
+
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +70,7 @@ def build_model(
 
     Args:
         kind: ``"linear"``, ``"mlp"`` or ``"cnn"``.
-        inputs: the training inputs, ``[n, d]`` features or ``[n, c, h, w]`` images, for the scaling.
+        inputs: what the scaling is fitted to, ``[n, d]`` features or ``[n, c, h, w]`` images.
         classes: the number of classes.
         hidden: width of the MLP's layer, or of the CNN's first one.
         seed: fixes the initial weights; the same seed gives the same ones.
@@ -85,8 +87,8 @@ def build_model(
     """
     if (inputs.ndim == 4) != (kind == "cnn"):
         raise ConfigError(
-            f"model={kind!r} does not take inputs of shape {list(inputs.shape[1:])}; linear and mlp "
-            "expect features [d], cnn expects images [c, h, w]."
+            f"model={kind!r} does not take inputs of shape {list(inputs.shape[1:])}; linear and "
+            "mlp expect features [d], cnn expects images [c, h, w]."
         )
     width = inputs.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -94,9 +96,10 @@ def build_model(
         if kind == "mlp":
             trunk, width = nn.Sequential(nn.Linear(width, hidden), nn.ReLU()), hidden
         elif kind == "cnn":
-            blocks = _block(width, hidden), _block(hidden, 2 * hidden), _block(2 * hidden, 4 * hidden)
+            widths = width, hidden, 2 * hidden, 4 * hidden
+            blocks = [_block(*pair) for pair in pairwise(widths)]
             trunk = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            width = 4 * hidden
+            width = widths[-1]
         else:
             trunk = nn.Sequential()
         return Classifier(Scale(inputs), trunk, nn.Linear(width, classes))

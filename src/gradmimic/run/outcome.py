@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gradmimic.atomic import atomic_write
 from gradmimic.curate import Selection
 from gradmimic.data import Samples
-from gradmimic.log import LogReader
+from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
@@ -39,7 +39,9 @@ class Outcome:
     files: Mapping[str, Path]
 
 
-def measure(inputs: Inputs, trained: Trained, log: LogReader, selection: Selection) -> dict[str, Any]:
+def measure(
+    inputs: Inputs, trained: Trained, log: LogReader, selection: Selection
+) -> dict[str, Any]:
     """Collect every number of a run.
 
     Args:
@@ -99,14 +101,15 @@ def scores_by_epoch(log: LogReader, samples: Samples) -> dict[int, npt.NDArray[n
 def readable(values: Mapping[str, Any]) -> list[Metric]:
     """Pick the numbers that a person wants to read, and say which end is good."""
     found = values["detection"] or {}
+    higher = "higher is better"
     rows = [
         Metric("samples trained on", values["samples"]),
         Metric("samples that could not be read", values["skipped"] or None),
         Metric("trusted samples", values["trusted"] or None),
         Metric("labels known to be wrong", values["noise_rate"], "of all", percent=True),
         Metric("test accuracy, reference", values["reference_accuracy"], "0 to 1", percent=True),
-        Metric("test accuracy, plain", last_accuracy(values, "plain"), "higher is better", percent=True),
-        Metric("test accuracy, re-weighted", last_accuracy(values, "reweighted"), "higher is better", percent=True),
+        Metric("test accuracy, plain", last_accuracy(values, "plain"), higher, percent=True),
+        Metric("test accuracy, re-weighted", last_accuracy(values, "reweighted"), higher, True),
         Metric("AUROC of the mean score", values["auroc"], "0.5 is chance, 1 is perfect"),
         Metric("samples removed", values["removed"]),
         Metric("precision of removal", found.get("precision"), "share removed rightly", True),
@@ -149,6 +152,8 @@ def notes_on(values: Mapping[str, Any]) -> list[str]:
 
 def write_metrics(path: Path, values: Mapping[str, Any], config: RunConfig) -> None:
     """Write every number as JSON, with the configuration that gave it."""
-    text = json.dumps({**values, "config": config.as_dict()}, indent=2, ensure_ascii=False)
+    text = json.dumps(
+        {**values, "config": config.as_dict()}, indent=2, ensure_ascii=False, allow_nan=False
+    )
     with atomic_write(path) as file:
         file.write(text.encode())

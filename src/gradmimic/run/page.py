@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gradmimic.curate import Selection
 from gradmimic.data import Samples
-from gradmimic.log import LogReader
+from gradmimic.log_reader import LogReader
 from gradmimic.report import LowSample, ReportData, write_report
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs

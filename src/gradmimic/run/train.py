@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradmimic.measure import check_losses
 from gradmimic.reweight import GradMimic
 
 
@@ -67,7 +68,11 @@ def train(
     Args:
         model: the model, on the data's device.
         data: what it learns from.
-        epochs, batch_size, lr, weight_decay, seed: AdamW's recipe and the order of the batches.
+        epochs: passes over the data.
+        batch_size: samples per step; the last batch of a pass may be smaller.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's weight decay.
+        seed: fixes the order of the batches.
         test: measured after every epoch.
         mimic: re-weights every batch, where given.
         ids: ``[n]`` sample ids for the mimic's log.
@@ -77,7 +82,7 @@ def train(
         Loss and accuracy for each epoch.
 
     Raises:
-        LossError: a loss is NaN or infinite and ``mimic`` is given.
+        LossError: a loss is NaN or infinite.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     curve = Curve()
@@ -97,7 +102,7 @@ def train(
         with mimic or nullcontext():
             losses = F.cross_entropy(model(x), y, reduction="none")  # [b]
         if mimic is None:
-            loss = losses.mean()
+            loss = check_losses(losses).mean()
         else:
             batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
             loss = mimic.weigh(losses, batch_ids, epoch=epoch)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gradmimic.atomic import atomic_write
 from gradmimic.data import Samples
+from gradmimic.direction import choose
 from gradmimic.errors import ReferenceMismatchError
 from gradmimic.log import ScoreLog
 from gradmimic.reference import load_reference
@@ -59,7 +60,8 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
         LossError: a loss became NaN or infinite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data, test = _rows(inputs.train, device), inputs.test and _rows(inputs.test, device)
+    data = _rows(inputs.train, device)
+    test = None if inputs.test is None else _rows(inputs.test, device)
     fresh = partial(_fresh, config, inputs.train, device)
 
     def fit(what: str, model: nn.Module, rows: Rows, epochs: int, seed: int, **more: Any) -> Curve:
@@ -76,7 +78,9 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             **more,
         )
 
+    params = config.params or ("head" if config.trunk == "frozen" else "all")
     reference = fresh()
+    choose(reference, params)  # an unmatched pattern is better found now than after two trainings
     if inputs.trusted is not None:
         trusted = _rows(inputs.trusted, device)
         epochs = config.reference_epochs or ceil(config.epochs * len(data) / len(trusted))
@@ -109,7 +113,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
         mimic = GradMimic(
             part,
             reference if part is model else reference.head,
-            params=config.params or ("all" if part is model else "head"),
+            params=params,
             temperature=config.temperature,
             log=log,
             reweight=config.reweight,
@@ -139,8 +143,10 @@ def _fresh(config: RunConfig, samples: Samples, device: torch.device) -> Classif
 
 
 def _rows(samples: Samples, device: torch.device) -> Rows:
-    inputs = torch.from_numpy(np.ascontiguousarray(samples.inputs))
-    return Rows(inputs.to(device), torch.from_numpy(samples.labels).to(device))
+    """Copy to the device: the arrays may be files that are mapped read-only."""
+    return Rows(
+        torch.tensor(samples.inputs, device=device), torch.tensor(samples.labels).to(device)
+    )
 
 
 def _fill(model: Classifier, source: str) -> None:
@@ -153,9 +159,9 @@ def _fill(model: Classifier, source: str) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ReferenceMismatchError(
-            f"The reference {source} does not fit this run's model: {error}. Expected the weights "
-            "of another run's reference.pt with the same model, classes and inputs, or a linear "
-            "probe's head.weight and head.bias."
+            f"The reference {source} does not fit this run's model: {' '.join(str(error).split())} "
+            "Expected the weights of another run's reference.pt with the same model, classes and "
+            "inputs, or a linear probe's head.weight and head.bias."
         ) from error
 
 

@@ -1,0 +1,37 @@
+# Each of the first two targets does all its set-up on a fresh machine that has only Python 3.10+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo  ## find the mislabelled among scikit-learn's digits, and train a better model
+	$(BIN)/python examples/digits.py runs/digits-data
+	$(BIN)/gradmimic run examples/digits.yaml
+
+test: $(VENV)/.dev lint  ## everything CI checks
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## every figure that the docs quote; takes half an hour
+	for file in overhead log figures; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,513 @@
+"""Whole runs on tiny data: what is written, and that it is right."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from blobs import CLASSES, TRUSTED, blob_keys, read_outputs, run_blobs, write_blobs, write_pictures
+
+from gradmimic import ScoreLog
+from gradmimic.curate import Selection
+from gradmimic.data import symmetric
+from gradmimic.errors import (
+    ConfigError,
+    LossError,
+    MissingExtraError,
+    ParameterError,
+    ReferenceMismatchError,
+)
+from gradmimic.run.config import RunConfig, load_config
+from gradmimic.run.job import OUTPUTS, run_job
+from gradmimic.run.outcome import notes_on
+
+sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra 'demo'")
+pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+
+SEPARATE = {"trusted": ..., "noise": ..., "noise_rate": ...}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_blobs(tmp_path)
+    return tmp_path
+
+
+def weights(out):
+    return torch.load(Path(out), weights_only=True)
+
+
+# What is written
+
+
+def test_the_numbers_follow_from_what_is_written(folder):
+    config = RunConfig(**blob_keys(folder, report=True))
+    steps = {}
+
+    def progress(what, total):
+        steps[what] = [0, total]
+
+        def step():
+            steps[what][0] += 1
+
+        return step
+
+    outcome = run_job(config, progress)
+    out = Path(config.out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
+    assert load_config(out / "config.yaml", {}) == config
+    assert steps == {name: [36, 36] for name in ("plain", "re-weighted")} | {"reference": [36, 36]}
+
+    metrics, table = read_outputs(out)
+    clean = np.load(folder / "y.npy")[TRUSTED:]
+    given = symmetric(clean, 0.3, CLASSES, seed=0)
+    wrong = given != clean
+    removed = ~table["keep"].to_numpy()
+    score = table["score"].to_numpy()
+    assert table["sample_id"].to_pylist() == list(range(TRUSTED, 240))
+    assert metrics["samples"] == metrics["kept"] + metrics["removed"] == 180
+    assert (metrics["trusted"], metrics["skipped"]) == (60, 0)
+    assert metrics["removed"] == removed.sum()
+    assert metrics["noise_rate"] == wrong.mean() == 0.3
+    assert metrics["auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(~wrong, score))
+    assert metrics["auroc"] > 0.95
+    scores = sklearn_metrics.precision_recall_fscore_support(wrong, removed, average="binary")
+    assert list(metrics["detection"].values()) == pytest.approx(scores[:3])
+    assert metrics["detection"]["f1"] > 0.9
+
+    log = ScoreLog.read(out / "log")
+    for epoch, value in metrics["auroc_per_epoch"].items():
+        rows = log.scan(filter=pa.compute.field("epoch") == int(epoch)).sort_by("sample_id")
+        assert value == pytest.approx(sklearn_metrics.roc_auc_score(~wrong, rows["score"]))
+    assert list(metrics["auroc_per_epoch"]) == ["0", "1", "2"]
+
+    x, y = np.load(folder / "test_x.npy"), np.load(folder / "test_y.npy")
+    for name in ("plain", "reweighted", "reference"):
+        state = {key: value.numpy() for key, value in weights(out / f"{name}.pt").items()}
+        scaled = (x - state["scale.mean"]) / state["scale.spread"]
+        accuracy = ((scaled @ state["head.weight"].T + state["head.bias"]).argmax(1) == y).mean()
+        if name == "reference":
+            assert metrics["reference_accuracy"] == pytest.approx(accuracy)
+        else:
+            assert metrics[name]["accuracy"][-1] == pytest.approx(accuracy)
+            assert len(metrics[name]["loss"]) == 3
+    plain, reweighted = (metrics[name]["accuracy"][-1] for name in ("plain", "reweighted"))
+    assert metrics["gain"] == pytest.approx(reweighted - plain)
+    assert reweighted >= plain > 0.8
+    assert metrics["config"] == json.loads(json.dumps(config.as_dict()))
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"AUROC {metrics['auroc']:.3f}" in re.sub(r"<[^>]+>", " ", page).replace("  ", " ")
+    assert all(path.exists() for path in outcome.files.values())
+    assert [row.value for row in outcome.metrics if "F1" in row.name] == [
+        metrics["detection"]["f1"]
+    ]
+
+
+def test_a_run_repeats_exactly(folder):
+    metrics, table = run_blobs(folder)
+    again, same = run_blobs(folder, out=str(folder / "again"))
+    other, _ = run_blobs(folder, out=str(folder / "other"), seed=1)
+    assert same.equals(table)
+    for found in (metrics, again, other):
+        found.pop("config")
+    assert again == metrics
+    assert other != metrics
+
+
+def test_the_truth_changes_nothing_but_metrics(folder):
+    y = np.load(folder / "y.npy")
+    np.save(folder / "truth.npy", y)
+    np.save(folder / "lies.npy", np.random.default_rng(1).permutation(y))
+    plain = {"noise": ..., "noise_rate": ...}
+    found = {
+        name: run_blobs(folder, true_labels=labels, out=str(folder / name), **plain)
+        for name, labels in (("none", ...), ("truth", "truth.npy"), ("lies", "lies.npy"))
+    }
+    without, table = found["none"]
+    assert without["auroc"] is without["detection"] is without["noise_rate"] is None
+    for name in ("truth", "lies"):
+        metrics, same = found[name]
+        assert same.equals(table)
+        assert metrics["plain"] == without["plain"]
+        assert metrics["reweighted"] == without["reweighted"]
+        for file in ("reference.pt", "plain.pt", "reweighted.pt"):
+            one, two = weights(folder / "none" / file), weights(folder / name / file)
+            assert all(torch.equal(one[key], two[key]) for key in one)
+    assert found["truth"][0]["noise_rate"] == 0
+    assert found["truth"][0]["auroc"] is None
+    assert found["lies"][0]["noise_rate"] > 0.5
+
+
+def test_infinite_temperature_is_plain_training(folder):
+    run_blobs(folder, temperature=float("inf"))
+    plain, reweighted = (weights(folder / "run" / f"{name}.pt") for name in ("plain", "reweighted"))
+    for name in plain:
+        torch.testing.assert_close(reweighted[name], plain[name], rtol=1e-5, atol=1e-6)
+    text = (folder / "run" / "metrics.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # JSON has no Infinity
+
+
+def test_finite_temperature_is_not(folder):
+    run_blobs(folder, temperature=0.2)
+    plain, reweighted = (weights(folder / "run" / f"{name}.pt") for name in ("plain", "reweighted"))
+    assert not torch.allclose(reweighted["head.weight"], plain["head.weight"], rtol=1e-2)
+
+
+def test_without_a_test_set_the_curves_are_losses(folder):
+    metrics, _ = run_blobs(folder, test=..., test_labels=..., report=True)
+    assert metrics["plain"]["accuracy"] == metrics["reweighted"]["accuracy"] == []
+    assert metrics["gain"] is metrics["reference_accuracy"] is None
+    losses = metrics["plain"]["loss"]
+    assert losses[0] > losses[-1] > 0
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Training loss by epoch" in page
+    assert "Test accuracy" not in page
+
+
+def test_string_ids(folder):
+    names = [f"{'zebra' if row % 2 else 'ape'}-{row}" for row in range(240)]
+    (folder / "ids.txt").write_text("\n".join(names), encoding="utf-8")
+    metrics, table = run_blobs(folder)
+    named, same = run_blobs(folder, ids="ids.txt", out=str(folder / "named"), report=True)
+    assert same["sample_id"].to_pylist() == sorted(names[TRUSTED:])
+    by_name = dict(zip(same["sample_id"].to_pylist(), same["score"].to_pylist(), strict=True))
+    assert [by_name[names[row]] for row in table["sample_id"].to_pylist()] == table[
+        "score"
+    ].to_pylist()
+    for key in ("auroc", "auroc_per_epoch", "detection"):
+        assert named[key] == metrics[key]
+
+
+# Kinds of input
+
+
+def as_npz(folder, x, y):
+    np.savez(folder / "all.npz", features=x, label=y)
+    return {"data": str(folder / "all.npz"), "labels": "label"}
+
+
+def as_lists(folder, x, y):
+    pq.write_table(pa.table({"v": list(x), "label": y}), folder / "lists.parquet")
+    return {"data": str(folder / "lists.parquet"), "labels": ...}
+
+
+def as_columns(folder, x, y):
+    columns = {f"f{place}": x[:, place] for place in range(x.shape[1])}
+    pq.write_table(pa.table({**columns, "label": y}), folder / "columns.parquet")
+    return {"data": str(folder / "columns.parquet"), "labels": "label"}
+
+
+@pytest.mark.parametrize("write", [as_npz, as_lists, as_columns])
+def test_features_of_every_kind_give_the_same_run(folder, write):
+    _, table = run_blobs(folder)
+    changes = write(folder, np.load(folder / "x.npy"), np.load(folder / "y.npy"))
+    _, same = run_blobs(folder, **changes, out=str(folder / "other"))
+    assert same.equals(table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scored"),
+    [
+        ({"model": "mlp", "hidden": 8}, ["head.bias", "head.weight"]),
+        ({"model": "mlp", "hidden": 8, "trunk": "trained"}, None),
+        ({"model": "mlp", "hidden": 8, "trunk": "trained", "params": "trunk.*"}, None),
+        ({"rule": "one_over_b", "aggregate": "majority", "reweight": "scored"}, None),
+    ],
+)
+def test_models_and_rules(folder, changes, scored):
+    metrics, table = run_blobs(folder, **changes)
+    assert metrics["auroc"] > 0.9
+    assert set(table["visits"].to_pylist()) == {3}
+    reference, plain, reweighted = (
+        weights(folder / "run" / f"{name}.pt") for name in ("reference", "plain", "reweighted")
+    )
+    for state in (plain, reweighted):
+        moved = sorted(name for name in state if not torch.equal(state[name], reference[name]))
+        assert moved == (scored or [name for name in sorted(state) if "scale" not in name])
+
+
+@pytest.mark.parametrize("trunk", ["frozen", "trained"])
+def test_pictures_in_class_folders(tmp_path, trunk):
+    pictures = tmp_path / "pictures"
+    write_pictures(pictures)
+    (pictures / "red" / "broken.png").write_bytes(b"\x89PNG of no kind")
+    trusted = tuple(
+        f"{name}/{row:03}.png" for row in range(8) for name in [("red", "blue")[row % 2]]
+    )
+    keys = {"data": str(pictures), "image_size": 6, "hidden": 4, "trunk": trunk, "epochs": 3}
+    config = RunConfig(
+        **keys, trusted=trusted, batch_size=4, lr=0.01, noise="pair", noise_rate=0.25,
+        test=str(pictures), out=str(tmp_path / "run"), temperature=0.2,
+    )  # fmt: skip
+    outcome = run_job(config)
+    metrics, table = read_outputs(config.out)
+    assert (metrics["samples"], metrics["trusted"], metrics["skipped"]) == (16, 8, 1)
+    assert metrics["noise_rate"] == 0.25
+    assert metrics["reference_accuracy"] == 1
+    assert metrics["auroc"] > 0.9
+    assert "red/broken.png" not in table["sample_id"].to_pylist()
+    assert any("1 samples could not be read" in note for note in outcome.notes)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 16
+
+
+def test_texts_are_shown_and_nothing_from_data_is_taken_for_html(folder):
+    evil = "<script>alert('{{ 1 }}')</script>"
+    y = np.load(folder / "y.npy")
+    texts = [f"{evil} row {row}." for row in range(240)]
+    pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+    for name, labels in (("y.txt", y), ("test_y.txt", np.load(folder / "test_y.npy"))):
+        (folder / name).write_text("".join(f"{evil}{label}\n" for label in labels))
+    out = folder / "<script>out"
+    _, table = run_blobs(
+        folder,
+        labels="y.txt",
+        test_labels="test_y.txt",
+        show="texts.parquet:text",
+        out=str(out),
+        report=True,
+    )
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page.lower()
+    assert page.count("&lt;script&gt;alert(&#39;{{ 1 }}&#39;)&lt;/script&gt;") > 50
+    lowest = table.sort_by("score")["sample_id"].to_pylist()
+    assert re.findall(r"row (\d+)\.", page) == [str(row) for row in lowest[:50]]
+
+
+# The reference
+
+
+def test_a_reference_from_a_file_is_as_good_as_the_run_that_trained_it(folder):
+    y = np.load(folder / "y.npy")
+    np.save(folder / "given.npy", symmetric(y, 0.3, CLASSES, seed=0))
+    keys = {"labels": "given.npy", "true_labels": "y.npy", "report": True, **SEPARATE}
+    trusted = {"trusted": str(folder / "test_x.npy"), "trusted_labels": "test_y.npy"}
+    for model in ("linear", "mlp"):
+        first, table = run_blobs(folder, **{**keys, **trusted}, model=model, overwrite=True)
+        file = str(folder / "run" / "reference.pt")
+        out = str(folder / f"from file {model}")
+        second, same = run_blobs(folder, **{**keys, "reference": file, "out": out}, model=model)
+        assert same.equals(table)
+        assert second["auroc"] == first["auroc"] > 0.95
+        assert second["reference_accuracy"] == first["reference_accuracy"]
+        pages = [Path(run, "report.html").read_text() for run in (folder / "run", out)]
+        suggested = [re.findall(r'<dd class="reference">(.*?)</dd>', page) for page in pages]
+        assert suggested[0] == suggested[1]
+        assert len(suggested[0]) == 50
+
+
+def test_a_linear_probe_is_taken_as_trained_on_unscaled_inputs(folder):
+    probe = {"head.weight": torch.eye(3, 4), "head.bias": torch.zeros(3)}
+    torch.save(probe, folder / "probe.pt")
+    metrics, _ = run_blobs(folder, trusted=..., reference=str(folder / "probe.pt"))
+    x, y = np.load(folder / "test_x.npy"), np.load(folder / "test_y.npy")
+    assert metrics["reference_accuracy"] == pytest.approx((x[:, :3].argmax(1) == y).mean())
+    assert metrics["auroc"] > 0.9
+    plain = weights(folder / "run" / "plain.pt")
+    assert not plain["scale.mean"].any()
+    assert plain["scale.spread"] == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.eye(3, 4)}, r"Unexpected key\(s\) in state_dict: \"weight\""),
+        ({"head.weight": torch.eye(3, 4)}, r"Missing key\(s\) in state_dict: \"head.bias\""),
+        ({"head.weight": torch.eye(5, 4), "head.bias": torch.zeros(5)}, "size mismatch for head"),
+    ],
+)
+def test_a_reference_that_does_not_fit(folder, state, message):
+    torch.save(state, folder / "odd.pt")
+    with pytest.raises(ReferenceMismatchError, match=message) as caught:
+        run_blobs(folder, trusted=..., reference=str(folder / "odd.pt"))
+    assert str(caught.value).startswith(f"The reference {folder / 'odd.pt'} does not fit this run")
+    assert "Expected the weights of another run's reference.pt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_useless_reference_is_called_that(folder):
+    y = np.load(folder / "y.npy")
+    np.save(folder / "shifted.npy", (y + 1) % CLASSES)
+    config = RunConfig(**blob_keys(folder, trusted_labels="shifted.npy"))
+    outcome = run_job(config)
+    assert outcome.values["auroc"] < 0.6
+    (note,) = [note for note in outcome.notes if "AUROC" in note]
+    assert "do not trust the selection, and suspect the reference" in note
+
+
+def test_notes_say_what_to_know():
+    values = {
+        "skipped": 0,
+        "auroc": 0.9,
+        "reference_accuracy": 0.7,
+        "reweighted": {"accuracy": [0.6, 0.8, 0.9]},
+        "removed": 0,
+    }
+    overtaken, nothing = notes_on(values)
+    assert "overtook its reference on the test set (after epoch 2)" in overtaken
+    assert "every sample is kept" in nothing
+    (behind,) = notes_on({**values, "reference_accuracy": 0.95, "removed": 3})
+    assert "at least as accurate" in behind
+
+
+# What goes wrong
+
+
+def test_an_earlier_run_is_only_replaced_on_request(folder):
+    metrics, _ = run_blobs(folder)
+    out = folder / "run"
+    (out / "mine.txt").write_text("stays")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"run already holds a run \(config.yaml\). Give another"):
+        run_blobs(folder, seed=1)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    replaced, table = run_blobs(folder, seed=1, overwrite=True, epochs=2)
+    assert replaced["auroc"] != metrics["auroc"]
+    assert set(table["visits"].to_pylist()) == {2}  # nothing of the earlier log is left
+    assert (out / "mine.txt").read_text() == "stays"
+
+
+def test_the_reference_of_the_run_that_would_be_replaced_is_kept(folder):
+    run_blobs(folder)
+    own = folder / "run" / "reference.pt"
+    with pytest.raises(
+        ConfigError, match=r"reference.pt is part of the run that would be replaced"
+    ):
+        run_blobs(folder, trusted=..., reference=str(own), overwrite=True)
+    assert own.exists()
+
+
+def test_bad_input_leaves_an_earlier_run_alone(folder):
+    run_blobs(folder)
+    before = sorted(folder.rglob("*"))
+    for changes, error in (
+        ({"noise_rate": 2.0}, ConfigError),
+        ({"labels": "none.npy"}, ValueError),
+    ):
+        with pytest.raises(error):
+            run_blobs(folder, overwrite=True, **changes)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_output_folder_that_cannot_be(folder):
+    (folder / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"Cannot write to the output folder .*file/run"):
+        run_blobs(folder, out=str(folder / "file" / "run"))
+
+
+def test_without_a_report_its_libraries_are_not_needed(folder, monkeypatch):
+    for library in ("matplotlib", "jinja2"):
+        monkeypatch.setitem(sys.modules, library, None)
+    run_blobs(folder, report=False)
+    assert not (folder / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_a_missing_library_is_missed_before_anything_else(folder, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"{library}.*pip install 'gradmimic\[report\]'"):
+        run_blobs(folder, report=True, data="does not even exist")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("lr", [1e30, float("inf")])
+def test_losses_that_are_not_finite(folder, lr):
+    with pytest.raises(LossError, match="losses are NaN or infinite.* lower the learning rate"):
+        run_blobs(folder, lr=lr)
+    run_blobs(folder, out=str(folder / "after"))  # nothing of the broken pass is left behind
+
+
+def test_parameters_that_do_not_exist_are_missed_before_training(folder):
+    def progress(what, _steps):
+        pytest.fail(f"{what} was trained")
+
+    config = RunConfig(**blob_keys(folder, trunk="trained", params="trunk.9.*"))
+    with pytest.raises(ParameterError, match="matches no parameter"):
+        run_job(config, progress)
+
+
+def test_models_that_do_not_take_the_data(folder):
+    with pytest.raises(ConfigError, match=r"model='cnn' does not take inputs of shape \[4\]"):
+        run_blobs(folder, model="cnn")
+
+
+# Real data
+
+
+def run_real(tmp_path, **keys):
+    config = RunConfig(out=str(tmp_path / "run"), **keys)
+    run_job(config)
+    metrics, table = read_outputs(config.out)
+    assert len(Selection(table)) == metrics["samples"]
+    return metrics, (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_human_labels_of_cifar10(tmp_path, shared_data):
+    data = shared_data / "cifar10n"
+    metrics, _ = run_real(
+        tmp_path,
+        data=str(data / "features_train.npy"),
+        labels="human_labels_train.npy",
+        true_labels="clean_labels_train.npy",
+        test=str(data / "features_test.npy"),
+        test_labels="labels_test.npy",
+        trusted="0:5000",
+        trusted_labels="clean_labels_train.npy",
+        epochs=2,
+        batch_size=64,
+        lr=1e-3,
+    )
+    assert metrics["samples"] == 25_000
+    assert 0.16 < metrics["noise_rate"] < 0.18
+    assert metrics["auroc"] > 0.75
+    assert metrics["gain"] > 0
+
+
+@pytest.mark.slow
+def test_textures(tmp_path, shared_data):
+    metrics, page = run_real(
+        tmp_path,
+        data=str(shared_data / "dtd10" / "images.parquet"),
+        labels="class_name",
+        trusted=tuple(range(0, 1200, 2)),
+        noise="symmetric",
+        noise_rate=0.4,
+        image_size=16,
+        hidden=8,
+        epochs=2,
+        reference_epochs=8,
+        lr=3e-3,
+    )
+    assert (metrics["samples"], metrics["noise_rate"]) == (600, 0.4)
+    assert metrics["auroc"] > 0.55
+    assert page.count('src="data:image/') == 50
+
+
+@pytest.mark.slow
+def test_questions_to_a_bank(tmp_path, shared_data):
+    data = shared_data / "banking77"
+    metrics, page = run_real(
+        tmp_path,
+        data=str(data / "features_train.npy"),
+        labels="train.parquet:category",
+        show="train.parquet:text",
+        test=str(data / "features_test.npy"),
+        test_labels="test.parquet:category",
+        trusted=tuple(range(0, 10_003, 4)),
+        noise="pair",
+        noise_rate=0.3,
+        epochs=3,
+        lr=0.01,
+    )
+    assert metrics["auroc"] > 0.8
+    texts = pq.read_table(data / "train.parquet")["text"].to_pylist()
+    shown = re.findall(r'<p class="text">(.*?)</p>', page, flags=re.DOTALL)
+    assert len(shown) == 50
+    assert sum(text in texts for text in shown) > 30  # the others hold escaped characters
