@@ -1,6 +1,7 @@
 """Tiny data sets for whole runs: three well separated clouds, as features or as pictures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -55,8 +56,6 @@ def run_blobs(folder, **changes):
 
 
 def read_outputs(out):
-    from pathlib import Path
-
     metrics = json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8"))
     return metrics, pq.read_table(Path(out) / "selection.parquet")
 

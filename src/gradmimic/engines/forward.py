@@ -105,8 +105,8 @@ class ForwardEngine:
             raise _explain(error) from error
         if isinstance(error, RuntimeError) and "view size is not compatible" in str(error):
             raise UnsupportedOperationError(
-                f"{error} torch's forward-mode group_norm fails so on channels_last input: make "
-                "the input .contiguous(), or use engine='oracle'."
+                f"{error} torch's forward-mode group_norm fails so on channels_last input: "
+                "make the input .contiguous()."
             ) from error
 
     def derivative(self, losses: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def write_page(
     write_report(
         path,
         ReportData(
-            title=Path(config.out).name,
+            title=Path(config.out).resolve().name,
             total=len(selection),
             removed=len(selection.removed),
             plain_accuracy=last_accuracy(values, "plain"),
