@@ -310,9 +310,7 @@ def test_group_norm_on_channels_last_input_names_the_remedy():
         mimic_scores(model, reference, x, losses, params="0.*")
     scores = mimic_scores(model, reference, x.contiguous(), losses, params="0.*")
     # not x itself: torch 2.13's backward pass of group_norm on channels_last crashes the process
-    expected = mimic_scores(
-        model, reference, x.contiguous(), losses, params="0.*", engine="oracle"
-    )
+    expected = mimic_scores(model, reference, x.contiguous(), losses, params="0.*", engine="oracle")
     torch.testing.assert_close(scores, expected)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +64,27 @@ class Subset:
                 use.module._parameters[use.attribute] = original
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
-    """v and its length: one tensor for each scored parameter, shaped like it."""
+    """v, one tensor for each scored parameter, shaped like it.
+
+    Args:
+        tensors: v by the parameters' names.
+    """
 
     tensors: Mapping[str, Tensor]
-    norm: Tensor  # scalar, ‖v‖ over all of them
 
-    def check(self) -> None:
-        """Raise if nothing can be projected on this direction."""
-        norm = self.norm.item()
+    @cached_property
+    def norm(self) -> float:
+        """‖v‖ over all parameters together, > 0.
+
+        Raises:
+            DirectionError: it is zero or not finite, so nothing can be projected on v.
+        """
+        norms = [torch.linalg.vector_norm(tensor) for tensor in self.tensors.values()]
+        if len(norms) > 1:  # a model may be spread over devices; its direction has one length
+            norms = [torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))]
+        norm = float(norms[0].item())
         if norm == 0:
             raise DirectionError(
                 "The direction is zero: the reference's weights equal the current ones over "
@@ -84,6 +96,7 @@ class Direction:
                 f"The direction's norm is {norm}: the model's or the reference's weights over "
                 f"{_few(self.tensors)} hold NaN or infinite values. Check both."
             )
+        return norm
 
 
 def find_head(model: nn.Module) -> str:
@@ -198,7 +211,7 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
             (:meth:`gradmimic.reference.Reference.match` brings any reference there).
 
     Returns:
-        v, with its norm; call ``check`` before dividing by that.
+        v, with its norm, which is taken, and checked, when it is first asked for.
 
     Source: arXiv 2501.06708, section 3.1.
 
@@ -206,15 +219,12 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.zeros_(layer.weight)
         >>> direction(choose(layer), {"weight": torch.tensor([[3.0, 4.0]])}).norm
-        tensor(5.)
+        5.0
     """
     tensors = {
         name: reference[name] - parameter.detach() for name, parameter in subset.parameters.items()
     }
-    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors.values()]
-    device = norms[0].device  # a model may be spread over devices; its direction has one length
-    norm = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
-    return Direction(tensors, norm)
+    return Direction(tensors)
 
 
 def _holds_parameters(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     scores: npt.NDArray[np.float32]  # [b]
     weights: npt.NDArray[np.float32]  # [b]
     losses: npt.NDArray[np.float32]  # [b]
-    canary: npt.NDArray[np.bool_]  # [b]
+    canary: npt.NDArray[np.bool_] | None  # [b]; None where there are none
     epoch: int | None
     step: int
     scorer: str
@@ -135,7 +135,9 @@ def to_table(batches: list[Batch], rank: int) -> pa.Table:
             np.concatenate([batch.weights for batch in batches]),
             np.concatenate([batch.losses for batch in batches]),
             np.repeat(sizes.astype(np.int32), sizes),
-            np.concatenate([batch.canary for batch in batches]),
+            np.concatenate(
+                [np.zeros(len(b.ids), bool) if b.canary is None else b.canary for b in batches]
+            ),
             np.full(len(ids), rank, dtype=np.int32),
         ],
         schema=log_schema(ids.type),
@@ -170,10 +172,10 @@ def _floats(name: str, values: npt.ArrayLike, size: int) -> npt.NDArray[np.float
     return array
 
 
-def _flags(canary: npt.ArrayLike | None, size: int) -> npt.NDArray[np.bool_]:
+def _flags(canary: npt.ArrayLike | None, size: int) -> npt.NDArray[np.bool_] | None:
     """Copy the canary flags, refusing numbers, which are likely positions."""
     if canary is None:
-        return np.zeros(size, dtype=np.bool_)
+        return None
     array = np.asarray(canary)
     if array.shape != (size,) or (size and array.dtype != np.bool_):
         raise DataError(

@@ -69,7 +69,6 @@ def mimic_scores(
 
     def score(subset: Subset) -> Tensor:
         v = direction(subset, loaded.match(model, subset))
-        v.check()
         if variant == "cosine":
             with OracleEngine(subset, v) as backward:
                 values = check_losses(losses(model, batch))
@@ -112,6 +111,32 @@ def check_losses(losses: Tensor) -> Tensor:
         >>> check_losses(torch.tensor([0.5, 2.0]))
         tensor([0.5000, 2.0000])
     """
+    check_shape(losses)
+    if math.isfinite(losses.detach().sum().item()):  # one number tells of all, nearly always
+        return losses
+    finite = losses.detach().isfinite()
+    if not finite.all():
+        bad = (~finite).nonzero().flatten()
+        raise LossError(
+            f"{len(bad)} of {len(losses)} losses are NaN or infinite; the first is "
+            f"{losses[bad[0]].item()} at position {bad[0].item()} of the batch. Look at that "
+            "sample, or lower the learning rate."
+        )
+    return losses
+
+
+def check_shape(losses: Tensor) -> None:
+    """Raise unless the losses are one floating point number per sample; asks nothing of a GPU.
+
+    Args:
+        losses: expected ``[b]``.
+
+    Raises:
+        LossError: another shape or dtype.
+
+    Example:
+        >>> check_shape(torch.tensor([0.5, 2.0]))
+    """
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         what = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
         raise LossError(f"Expected a floating point tensor of losses [b], got {what}.")
@@ -124,17 +149,6 @@ def check_losses(losses: Tensor) -> Tensor:
                 else "Reduce every dimension but the first, e.g. losses.flatten(1).mean(1)."
             )
         )
-    if math.isfinite(losses.detach().sum().item()):  # one number tells of all, nearly always
-        return losses
-    finite = losses.detach().isfinite()
-    if not finite.all():
-        bad = (~finite).nonzero().flatten()
-        raise LossError(
-            f"{len(bad)} of {len(losses)} losses are NaN or infinite; the first is "
-            f"{losses[bad[0]].item()} at position {bad[0].item()} of the batch. Look at that "
-            "sample, or lower the learning rate."
-        )
-    return losses
 
 
 def _cosines(losses: Tensor, stand_ins: dict[str, Tensor], v: Direction) -> Tensor:

@@ -9,9 +9,10 @@ loss.backward()
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +20,11 @@ from gradmimic.direction import Direction, LastUsed, Params, choose, direction, 
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.log import ScoreLog
-from gradmimic.measure import check_losses
+from gradmimic.measure import check_losses, check_shape
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import batch_weights, projection
+
+Ids = Sequence[int] | Sequence[str] | Tensor | npt.NDArray[Any]
 
 
 class GradMimic:
@@ -124,7 +127,7 @@ class GradMimic:
     def weigh(
         self,
         losses: Tensor,
-        ids: Sequence[int] | Sequence[str] | Tensor | np.ndarray | None = None,
+        ids: Ids | None = None,
         *,
         epoch: int | None = None,
     ) -> Tensor:
@@ -156,15 +159,19 @@ class GradMimic:
             )
         self._pass = None
         try:
-            check_losses(losses)
-            v.check()
+            check_shape(losses)
             if self._head_was_elsewhere():
-                return _mean(losses)
+                return _mean(check_losses(losses))
             scores = projection(current.derivative(losses), v.norm)
             tau = self._temperature
             tau = _check_temperature(tau(self.step)) if callable(tau) else tau
             weights = batch_weights(scores, tau)
-            self._record(ids, scores, weights, losses, epoch, v)
+            # one transfer for all of them: on a GPU each one waits for the device
+            rows = torch.stack((scores, weights, losses.detach())).float().cpu().numpy()  # [3, b]
+            if not np.isfinite(rows).all():
+                check_losses(losses)
+                raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
+            self._record(ids, rows, epoch, v.norm)
             self.scores, self.weights = scores, weights
             training = self.step >= self._warmup
             self.step += 1
@@ -203,13 +210,12 @@ class GradMimic:
 
     def _record(
         self,
-        ids: Sequence[int] | Sequence[str] | Tensor | np.ndarray | None,
-        scores: Tensor,
-        weights: Tensor,
-        losses: Tensor,
+        ids: Ids | None,
+        rows: npt.NDArray[np.float32],
         epoch: int | None,
-        v: Direction,
+        norm: float,
     ) -> None:
+        scores, weights, losses = rows
         if ids is not None and len(ids) != len(losses):
             raise LossError(f"Expected as many ids as losses, got {len(ids)} and {len(losses)}.")
         if self._log is None:
@@ -218,15 +224,14 @@ class GradMimic:
             raise UsageError(
                 "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
             )
-        # one transfer for all of them: on a GPU each one waits for the device
-        columns = (scores, weights, losses)
-        rows = torch.stack([column.detach().float() for column in columns]).cpu()
         self._log.append(
             ids.cpu().numpy() if isinstance(ids, Tensor) else ids,
-            *rows.numpy(),
+            scores,
+            weights,
+            losses,
             epoch=epoch,
             step=self.step,
-            direction_norm=v.norm.item(),
+            direction_norm=norm,
         )
 
     def _reweight_scored(

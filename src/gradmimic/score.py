@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 
-def projection(derivative: Tensor, direction_norm: Tensor) -> Tensor:
+def projection(derivative: Tensor, direction_norm: float) -> Tensor:
     """Project each sample's descent step on the direction to the reference.
 
     m_i = −(d/dε ℓ_i(θ + ε v)) / ‖v‖
 
     Args:
         derivative: ``[b]``, the derivative of each loss along v.
-        direction_norm: scalar, ‖v‖ > 0.
+        direction_norm: ‖v‖ > 0.
 
     Returns:
         ``[b]`` scores in loss per unit of weight distance, any real number. Higher is better: a
@@ -38,27 +38,27 @@ def projection(derivative: Tensor, direction_norm: Tensor) -> Tensor:
     Source: arXiv 2501.06708, section 3.1.
 
     Example:
-        >>> projection(torch.tensor([-3.0, 1.0]), torch.tensor(2.0))
+        >>> projection(torch.tensor([-3.0, 1.0]), 2.0)
         tensor([ 1.5000, -0.5000])
     """
-    return -derivative / direction_norm
+    return derivative / -direction_norm
 
 
-def cosine(derivative: Tensor, direction_norm: Tensor, gradient_norms: Tensor) -> Tensor:
+def cosine(derivative: Tensor, direction_norm: float, gradient_norms: Tensor) -> Tensor:
     """Take the cosine between each sample's descent step and the direction.
 
     cos_i = m_i / ‖∇ℓ_i‖
 
     Args:
         derivative: ``[b]``, the derivative of each loss along v.
-        direction_norm: scalar, ‖v‖ > 0.
+        direction_norm: ‖v‖ > 0.
         gradient_norms: ``[b]``, ‖∇_{θ_S} ℓ_i‖ ≥ 0.
 
     Returns:
         ``[b]`` in [−1, 1]; higher is better. A sample without a gradient gets 0.
 
     Example:
-        >>> cosine(torch.tensor([-3.0, 0.0]), torch.tensor(2.0), torch.tensor([3.0, 0.0]))
+        >>> cosine(torch.tensor([-3.0, 0.0]), 2.0, torch.tensor([3.0, 0.0]))
         tensor([0.5000, 0.0000])
     """
     scores = projection(derivative, direction_norm)

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar
 
+import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn import functional as F
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.attention import DifferentiableAttention, is_dual
@@ -80,14 +81,20 @@ class ForwardEngine:
                 "does not nest. Leave that block first, or use engine='oracle'."
             ) from error
         ForwardEngine._open = self
+        modules, parameters = self._subset.modules, self._subset.parameters
+        linear_head = self._subset.is_head and type(modules[0]) is nn.Linear
         self.stand_ins = {
-            name: fwAD.make_dual(parameter, self._direction.tensors[name])
-            for name, parameter in self._subset.parameters.items()
+            name: parameter.view_as(parameter)
+            if linear_head
+            else fwAD.make_dual(parameter, self._direction.tensors[name])
+            for name, parameter in parameters.items()
         }
         self._restore.enter_context(self._subset.swapped(self.stand_ins))
-        for hook in [m.register_forward_hook(_expect_dual) for m in self._subset.modules]:
-            self._restore.callback(RemovableHandle.remove, hook)
-        if not self._subset.is_head:  # above the head there is no attention, only the loss
+        watch = self._differentiate_linear if linear_head else _expect_dual
+        for module in modules:
+            hook = module.register_forward_hook(watch, with_kwargs=True)
+            self._restore.callback(hook.remove)
+        if not self._subset.is_head:  # above the head there is only the loss, and no attention
             self._restore.enter_context(DifferentiableAttention())
         return self
 
@@ -127,6 +134,21 @@ class ForwardEngine:
         derivative: Tensor = tangent.detach()
         return derivative
 
+    def _differentiate_linear(
+        self, layer: nn.Linear, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> Tensor:
+        """Make the output of a linear head dual: d(W h + b) is V h + v_b, the layer applied with v.
+
+        The same number as with dual weights, but nothing of it is recorded for the backward pass,
+        which no gradient will ever take.
+        """
+        v = {use.attribute: self._direction.tensors[use.name] for use in self._subset.uses}
+        (hidden,) = (*inputs, *named.values())  # [b, …, width]
+        with torch.no_grad():
+            tangent = F.linear(hidden, v["weight"], v.get("bias"))
+        dual: Tensor = fwAD.make_dual(output, tangent)
+        return dual
+
     def close(self) -> None:
         """End the dual level, where this pass holds it."""
         if ForwardEngine._open is self:
@@ -134,7 +156,9 @@ class ForwardEngine:
             fwAD.exit_dual_level()
 
 
-def _expect_dual(module: nn.Module, _inputs: object, output: object) -> None:
+def _expect_dual(
+    module: nn.Module, _inputs: object, _named: dict[str, object], output: object
+) -> None:
     """Catch a scored module whose derivative got lost on the way, before it makes scores wrong."""
     tensors = output if isinstance(output, tuple | list) else (output,)
     first = next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()), None)
