@@ -153,7 +153,7 @@ def main() -> None:
             plain, mimic = Step(MODELS[name], batch, None), Step(MODELS[name], batch, log)
             # a second plain step beside the first shows how far the clock itself can be trusted
             again = Step(MODELS[name], batch, None)
-            turns = 5 if quick else {"MLP": 300, "ResNet-18": 21, "ViT-Ti/4": 21}[name]
+            turns = 5 if quick else {"MLP": 500, "ResNet-18": 21, "ViT-Ti/4": 21}[name]
             timing = interleave(
                 {"plain": plain, "re-weighted": mimic, "plain again": again}, turns=turns
             )

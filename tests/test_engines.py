@@ -325,3 +325,33 @@ def test_a_scored_module_under_checkpointing_never_trains_on_wrong_gradients():
     loss = mimic.weigh(losses)
     with pytest.raises(torch.utils.checkpoint.CheckpointError):
         loss.backward()
+
+
+def test_a_head_used_twice_in_one_pass_even_on_its_own_output():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            once = self.head(torch.tanh(self.body(x)))
+            return once + self.head(input=torch.tanh(once))
+
+    model = Recurrent().double()
+    reference, batch = zoo.nearby(model), zoo.draw("mlp", 6)
+    losses = zoo.losses_of("cross-entropy")
+    expected = by_hand(model, reference, batch, losses, "head")
+    assert_close(mimic_scores(model, reference, batch, losses), expected, 1e-9)
+
+
+def test_losses_in_half_precision_give_scores_and_weights_in_single():
+    model, reference = zoo.build("mlp", 4, torch.bfloat16)
+    batch = zoo.draw("mlp", 8, torch.bfloat16)
+    mimic = GradMimic(model, reference)
+    with mimic:
+        losses = zoo.losses_of("cross-entropy")(model, batch)
+    loss = mimic.weigh(losses)
+    loss.backward()
+    assert losses.dtype == torch.bfloat16
+    assert mimic.weights.dtype == torch.float32
+    assert mimic.weights.sum().item() == pytest.approx(1, abs=1e-6)

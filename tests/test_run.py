@@ -354,7 +354,7 @@ def test_notes_say_what_to_know():
         "removed": 0,
     }
     overtaken, nothing = notes_on(values)
-    assert "overtook its reference on the test set (after epoch 2)" in overtaken
+    assert "overtook its reference on the test set (at epoch 1)" in overtaken
     assert "every sample is kept" in nothing
     (behind,) = notes_on({**values, "reference_accuracy": 0.95, "removed": 3})
     assert "at least as accurate" in behind

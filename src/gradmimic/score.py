@@ -32,8 +32,9 @@ def projection(derivative: Tensor, direction_norm: float) -> Tensor:
         direction_norm: ‖v‖ > 0.
 
     Returns:
-        ``[b]`` scores in loss per unit of weight distance, any real number. Higher is better: a
-        positive score means that learning from the sample moves the weights toward the reference.
+        ``[b]`` scores in loss per unit of weight distance, any real number, in single precision at
+        least. Higher is better: a positive score means that learning from the sample moves the
+        weights toward the reference.
 
     Source: arXiv 2501.06708, section 3.1.
 
@@ -41,7 +42,8 @@ def projection(derivative: Tensor, direction_norm: float) -> Tensor:
         >>> projection(torch.tensor([-3.0, 1.0]), 2.0)
         tensor([ 1.5000, -0.5000])
     """
-    return derivative / -direction_norm
+    wide = torch.promote_types(derivative.dtype, torch.float32)  # for bf16 and fp16 losses
+    return derivative.to(wide) / -direction_norm
 
 
 def cosine(derivative: Tensor, direction_norm: float, gradient_norms: Tensor) -> Tensor:

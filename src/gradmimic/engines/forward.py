@@ -145,8 +145,11 @@ class ForwardEngine:
         v = {use.attribute: self._direction.tensors[use.name] for use in self._subset.uses}
         (hidden,) = (*inputs, *named.values())  # [b, …, width]
         with torch.no_grad():
-            tangent = F.linear(hidden, v["weight"], v.get("bias"))
-        dual: Tensor = fwAD.make_dual(output, tangent)
+            tangent = F.linear(fwAD.unpack_dual(hidden).primal, v["weight"], v.get("bias"))
+        plain, below = fwAD.unpack_dual(output)
+        if below is not None:  # the head was fed what came of its own output: W dh comes on top
+            tangent = tangent + below
+        dual: Tensor = fwAD.make_dual(plain, tangent)
         return dual
 
     def close(self) -> None:

@@ -138,9 +138,9 @@ def notes_on(values: Mapping[str, Any]) -> list[str]:
         )
     reference, accuracies = values["reference_accuracy"], values["reweighted"]["accuracy"]
     if reference is not None and accuracies and accuracies[-1] > reference:
-        first = next(epoch for epoch, value in enumerate(accuracies, 1) if value > reference)
+        first = next(epoch for epoch, value in enumerate(accuracies) if value > reference)
         notes.append(
-            f"The re-weighted model overtook its reference on the test set (after epoch {first}). "
+            f"The re-weighted model overtook its reference on the test set (at epoch {first}). "
             "That is good for the model; scores of later visits know less."
         )
     if reference is not None and accuracies and accuracies[-1] <= reference:
