@@ -4,7 +4,7 @@ For each set, noise level and seed, one run of ``examples/*.yaml``, and beside i
 use the same trusted samples: the reference alone, and plain training on noisy and trusted samples
 together, for as many epochs. As a rival detector: the reference's own loss.
 
-Run: python benchmarks/figures.py [--seeds 3]
+Run: python benchmarks/figures.py [--seeds 3] [--lr 0.0003]
 """
 
 import argparse
@@ -39,16 +39,16 @@ GOALS = {  # re-weighted − plain in points; AUROC of the mean score
 }
 
 
-def cases(folder: Path) -> Iterator[tuple[str, str, RunConfig]]:
-    """Yield data set, noise, configuration."""
+def cases(folder: Path, lr: float | None) -> Iterator[tuple[str, str, RunConfig]]:
+    """Yield data set, noise, configuration; the examples' own learning rate where lr is None."""
     for rate in (0.2, 0.4, 0.6):
         example = EXAMPLES / "cifar10n-symmetric.yaml"
-        yield "CIFAR-10 features", str(rate), load_config(example, {"noise_rate": rate})
-    yield "CIFAR-10 features", "human", load_config(EXAMPLES / "cifar10n.yaml", {})
+        yield "CIFAR-10 features", str(rate), load_config(example, {"noise_rate": rate, "lr": lr})
+    yield "CIFAR-10 features", "human", load_config(EXAMPLES / "cifar10n.yaml", {"lr": lr})
     trusted = folder / "trusted.txt"
     trusted.write_text("\n".join(str(row) for row in range(0, 10_003, 5)))
     for rate in (0.2, 0.4, 0.6):
-        flags = {"noise_rate": rate, "trusted": str(trusted)}
+        flags = {"noise_rate": rate, "trusted": str(trusted), "lr": lr}
         yield "banking77 features", str(rate), load_config(EXAMPLES / "banking77.yaml", flags)
 
 
@@ -99,10 +99,12 @@ def measure(config: RunConfig) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--lr", type=float, help="of every training, instead of the examples'")
+    options = parser.parse_args()
+    seeds = range(options.seeds)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        todo = [(*case, seed) for case in cases(Path(folder)) for seed in seeds]
+        todo = [(*case, seed) for case in cases(Path(folder), options.lr) for seed in seeds]
         for data, noise, config, seed in track(todo, "running", console=Console(stderr=True)):
             out = Path(folder) / f"{data}-{noise}-{seed}".replace(" ", "-")
             config = replace(config, seed=seed, out=str(out), report=False)
@@ -128,7 +130,9 @@ def main() -> None:
             *(f"{mean(key):.3f}" for key in ("first_auroc", "reference_loss_auroc", "f1")),
         )  # fmt: skip
     Console(width=200).print(table)
-    save("figures", results, f"python benchmarks/figures.py --seeds {len(seeds)}")
+    own = "" if options.lr is None else f"-lr-{options.lr:g}"
+    flags = f"--seeds {options.seeds}" + ("" if options.lr is None else f" --lr {options.lr:g}")
+    save(f"figures{own}", results, f"python benchmarks/figures.py {flags}")
 
 
 if __name__ == "__main__":
