@@ -329,3 +329,14 @@ def test_an_empty_batch_weighs_nothing():
         loss = weighed(mimic, model, zoo.draw("mlp", 0))
         assert loss.item() == 0
         assert len(mimic.scores) == 0
+
+
+def test_a_block_that_cannot_begin_leaves_nothing_behind():
+    model, reference = zoo.build("mlp", 3)
+    batch, mimic = zoo.draw("mlp", 4), GradMimic(model, reference)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(UsageError, match="not nest"):
+        mimic.__enter__()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(UsageError, match="no forward pass to weigh"):
+        mimic.weigh(LOSSES(model, batch))
+    weighed(mimic, model, batch).backward()

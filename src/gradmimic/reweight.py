@@ -103,11 +103,10 @@ class GradMimic:
         self._target = self._reference.match(self._model, self._subset)
 
     def __enter__(self) -> "GradMimic":
-        self._direction = self._take_direction()
+        self._pass, self._direction = None, self._take_direction()
+        self._pass = self._engine(self._subset, self._direction).__enter__()
         if self._guess is not None:
             self._watch = LastUsed(self._model)
-        self._pass = self._engine(self._subset, self._direction)
-        self._pass.__enter__()
         return self
 
     def __exit__(

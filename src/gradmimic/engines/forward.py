@@ -81,6 +81,16 @@ class ForwardEngine:
                 "does not nest. Leave that block first, or use engine='oracle'."
             ) from error
         ForwardEngine._open = self
+        try:
+            self._stand_in()
+        except BaseException:
+            self._restore.close()
+            self.close()
+            raise
+        return self
+
+    def _stand_in(self) -> None:
+        """Let the model read dual numbers, or a linear head make its output dual."""
         modules, parameters = self._subset.modules, self._subset.parameters
         linear_head = self._subset.is_head and type(modules[0]) is nn.Linear
         self.stand_ins = {
@@ -96,7 +106,6 @@ class ForwardEngine:
             self._restore.callback(hook.remove)
         if not self._subset.is_head:  # above the head there is only the loss, and no attention
             self._restore.enter_context(DifferentiableAttention())
-        return self
 
     def __exit__(
         self,
