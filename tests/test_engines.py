@@ -1,5 +1,8 @@
 """Every engine against one backward pass per sample, over random models, losses and batches."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import zoo
@@ -355,3 +358,14 @@ def test_losses_in_half_precision_give_scores_and_weights_in_single():
     assert losses.dtype == torch.bfloat16
     assert mimic.weights.dtype == torch.float32
     assert mimic.weights.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_scoring_raises_no_warning_of_torchs_own():
+    code = (
+        "from torch import nn, ones; from gradmimic import mimic_scores; "
+        "mimic_scores(nn.Linear(2, 1), nn.Linear(2, 1), ones(3, 2), lambda m, x: m(x).sum(1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,9 @@ alone scored, dual numbers enter at the last layer and cost next to nothing.
 """
 
 import re
+import warnings
 from contextlib import ExitStack
+from functools import cache
 from types import TracebackType
 from typing import ClassVar
 
@@ -74,6 +76,7 @@ class ForwardEngine:
         if ForwardEngine._open is not None:  # a pass whose losses were never asked for
             ForwardEngine._open.close()
         try:
+            _load_formulas()
             fwAD.enter_dual_level()
         except RuntimeError as error:
             raise UsageError(
@@ -166,6 +169,18 @@ class ForwardEngine:
         if ForwardEngine._open is self:
             ForwardEngine._open = None
             fwAD.exit_dual_level()
+
+
+@cache
+def _load_formulas() -> None:
+    """Let torch load its forward-mode formulas without a warning of its own deprecated tools.
+
+    Else whoever turns warnings into errors could not train.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with fwAD.dual_level():
+            fwAD.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def _expect_dual(
