@@ -64,7 +64,7 @@ def test_the_numbers_follow_from_what_is_written(folder):
     score = table["score"].to_numpy()
     assert table["sample_id"].to_pylist() == list(range(TRUSTED, 240))
     assert metrics["samples"] == metrics["kept"] + metrics["removed"] == 180
-    assert (metrics["trusted"], metrics["skipped"]) == (60, 0)
+    assert (metrics["trusted"], metrics["skipped"]) == (60, [])
     assert metrics["removed"] == removed.sum()
     assert metrics["noise_rate"] == wrong.mean() == 0.3
     assert metrics["auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(~wrong, score))
@@ -230,22 +230,28 @@ def test_pictures_in_class_folders(tmp_path, trunk):
     pictures = tmp_path / "pictures"
     write_pictures(pictures)
     (pictures / "red" / "broken.png").write_bytes(b"\x89PNG of no kind")
+    other = tmp_path / "other"
+    write_pictures(other)
+    (other / "blue" / "cut.png").write_bytes(b"")
     trusted = tuple(
         f"{name}/{row:03}.png" for row in range(8) for name in [("red", "blue")[row % 2]]
     )
     keys = {"data": str(pictures), "image_size": 6, "hidden": 4, "trunk": trunk, "epochs": 3}
     config = RunConfig(
         **keys, trusted=trusted, batch_size=4, lr=0.01, noise="pair", noise_rate=0.25,
-        test=str(pictures), out=str(tmp_path / "run"), temperature=0.2,
+        test=str(other), out=str(tmp_path / "run"), temperature=0.2,
     )  # fmt: skip
     outcome = run_job(config)
     metrics, table = read_outputs(config.out)
-    assert (metrics["samples"], metrics["trusted"], metrics["skipped"]) == (16, 8, 1)
+    assert (metrics["samples"], metrics["trusted"]) == (16, 8)
+    skipped = [(Path(row["source"]).name, row["sample_id"]) for row in metrics["skipped"]]
+    assert skipped == [("pictures", "red/broken.png"), ("other", "blue/cut.png")]
+    assert all(row["reason"] for row in metrics["skipped"])
     assert metrics["noise_rate"] == 0.25
     assert metrics["reference_accuracy"] == 1
     assert metrics["auroc"] > 0.9
     assert "red/broken.png" not in table["sample_id"].to_pylist()
-    assert any("1 samples could not be read" in note for note in outcome.notes)
+    assert any("2 samples could not be read" in note for note in outcome.notes)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 16
 
@@ -347,7 +353,7 @@ def test_a_useless_reference_is_called_that(folder):
 
 def test_notes_say_what_to_know():
     values = {
-        "skipped": 0,
+        "skipped": [],
         "auroc": 0.9,
         "reference_accuracy": 0.7,
         "reweighted": {"accuracy": [0.6, 0.8, 0.9]},

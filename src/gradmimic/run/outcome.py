@@ -53,10 +53,15 @@ def measure(
     Returns:
         Plain numbers by name; None where something cannot be known.
     """
+    tables = [table for table in (inputs.train, inputs.test, inputs.trusted) if table is not None]
     values: dict[str, Any] = {
         "samples": len(inputs.train),
         "trusted": len(inputs.trusted) if inputs.trusted else 0,
-        "skipped": len(inputs.train.skipped),
+        "skipped": [
+            {"source": source, "sample_id": skipped.sample_id, "reason": skipped.reason}
+            for source, all_skipped in {table.source: table.skipped for table in tables}.items()
+            for skipped in all_skipped
+        ],
         "kept": len(selection.kept),
         "removed": len(selection.removed),
         "reference_accuracy": trained.reference_accuracy,
@@ -104,7 +109,7 @@ def readable(values: Mapping[str, Any]) -> list[Metric]:
     higher = "higher is better"
     rows = [
         Metric("samples trained on", values["samples"]),
-        Metric("samples that could not be read", values["skipped"] or None),
+        Metric("samples that could not be read", len(values["skipped"]) or None),
         Metric("trusted samples", values["trusted"] or None),
         Metric("labels known to be wrong", values["noise_rate"], "of all", percent=True),
         Metric("test accuracy, reference", values["reference_accuracy"], "0 to 1", percent=True),
@@ -129,7 +134,10 @@ def notes_on(values: Mapping[str, Any]) -> list[str]:
     """Say what the reader must know before trusting the numbers."""
     notes = []
     if values["skipped"]:
-        notes.append(f"{values['skipped']} samples could not be read; they are in no number.")
+        notes.append(
+            f"{len(values['skipped'])} samples could not be read, of all tables together; they are "
+            "in no other number, and metrics.json lists them with the reasons."
+        )
     if values["auroc"] is not None and values["auroc"] < USELESS:
         notes.append(
             f"The scores tell wrong labels from right ones with AUROC {values['auroc']:.3f}, where "
