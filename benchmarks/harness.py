@@ -10,11 +10,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from gradmimic.log import library_versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,14 +54,8 @@ def interleave(
 
 def machine() -> dict[str, Any]:
     """Describe versions and hardware: a figure without them cannot be compared."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for library in ("gradmimic", "torch", "numpy", "pyarrow"):
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = None
     return {
-        "versions": versions,
+        "versions": library_versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gradmimic.errors import DirectionError, ParameterError
+from gradmimic.errors import DirectionError, ParameterError, listed
 
 Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
@@ -88,13 +88,13 @@ class Direction:
         if norm == 0:
             raise DirectionError(
                 "The direction is zero: the reference's weights equal the current ones over "
-                f"{_few(self.tensors)}. Expected a better model's weights; check that the "
+                f"{listed(self.tensors)}. Expected a better model's weights; check that the "
                 "reference is not a copy of the model, or score other parameters with params=."
             )
         if not math.isfinite(norm):
             raise DirectionError(
                 f"The direction's norm is {norm}: the model's or the reference's weights over "
-                f"{_few(self.tensors)} hold NaN or infinite values. Check both."
+                f"{listed(self.tensors)} hold NaN or infinite values. Check both."
             )
         return norm
 
@@ -195,7 +195,7 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
         raise ParameterError(
             f"params={params!r} matches no parameter of {type(model).__name__}. It expects 'head', "
             f"'all', glob patterns over the parameters' names, or a callable (name, parameter) -> "
-            f"bool. The names are: {_few(names)}."
+            f"bool. The names are: {listed(names)}."
         )
     return Subset(parameters, tuple(uses), is_head=params == "head")
 
@@ -229,8 +229,3 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
 
 def _holds_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,5 +1,7 @@
 """Every error gradmimic raises on purpose: what was expected, what came, where, and what to do."""
 
+from collections.abc import Iterable
+
 
 class GradMimicError(Exception):
     """Base of every error raised on purpose, so that one ``except`` catches them all."""
@@ -43,3 +45,15 @@ class LogError(GradMimicError, ValueError):
 
 class MissingExtraError(GradMimicError, ImportError):
     """An optional library is not installed; the message holds the pip command."""
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """List the first few names for a message, and say how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

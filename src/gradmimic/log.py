@@ -289,7 +289,7 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         return {
             "format_version": FORMAT_VERSION,
             "created": old.get("created", datetime.now(timezone.utc).isoformat(timespec="seconds")),
-            "versions": _versions(),
+            "versions": library_versions(),
             "config": old.get("config") if config is None else dict(config),
             "seed": old.get("seed") if seed is None else seed,
             "direction_norm": old.get("direction_norm", {}),
@@ -319,8 +319,16 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         )
 
 
-def _versions() -> dict[str, str | None]:
-    """Look up library versions without importing any; None where one is not installed."""
+def library_versions() -> dict[str, str | None]:
+    """Look up library versions without importing any.
+
+    Returns:
+        Library to version, Python's included; None where one is not installed.
+
+    Example:
+        >>> list(library_versions())
+        ['python', 'gradmimic', 'torch', 'numpy', 'pyarrow']
+    """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmimic.direction import Subset
-from gradmimic.errors import ReferenceMismatchError
+from gradmimic.errors import ReferenceMismatchError, listed
 from gradmimic.extras import import_extra
 
 Source = nn.Module | Mapping[str, Tensor] | str | PathLike[str]
@@ -70,7 +70,7 @@ class Reference:
         ]
         if missing or surplus or shapes:
             problems = [
-                f"{what}: {', '.join(items[:8])}{' …' if len(items) > 8 else ''}"
+                f"{what}: {listed(items)}"
                 for what, items in (
                     ("missing from the reference", missing),
                     ("unknown to the model", surplus),
@@ -168,6 +168,6 @@ def _only_tensors(content: object, source: str) -> Mapping[str, Tensor]:
     if wrong:
         raise ReferenceMismatchError(
             f"The reference ({source}) holds values that are not tensors under "
-            f"{', '.join(wrong[:8])}. Expected a state dict: names to tensors."
+            f"{listed(wrong)}. Expected a state dict: names to tensors."
         )
     return {str(key): value for key, value in content.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradmimic.errors import DataError
+from gradmimic.errors import DataError, listed
 
 
 def make_classes(values: npt.NDArray[Any]) -> tuple[str, ...]:
@@ -59,8 +59,9 @@ def number_labels(
     if unknown:
         row = int(np.flatnonzero(values == present[names.index(_first(names, number))])[0])
         raise DataError(
-            f"{where} holds labels that are none of the {len(classes)} classes: {_some(unknown)} "
-            f"(first in row {row}); the classes are {_some(classes)}"
+            f"{where} holds labels that are none of the {len(classes)} classes: "
+            f"{listed(map(repr, unknown))} "
+            f"(first in row {row}); the classes are {listed(map(repr, classes))}"
         )
     return np.array([number[name] for name in names], dtype=np.int64)[inverse]
 
@@ -75,9 +76,3 @@ def _name(value: int | str, class_names: Sequence[str] | None) -> str:
 def _first(names: list[str], number: dict[str, int]) -> str:
     """Return the first name without a number."""
     return next(name for name in names if name not in number)
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    """List some names, and say how many more there are."""
-    listed = ", ".join(repr(name) for name in names[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

@@ -15,7 +15,14 @@ from gradmimic.extras import import_extra
 from gradmimic.log import ScoreLog
 from gradmimic.run.config import RunConfig, save_config
 from gradmimic.run.inputs import load_inputs
-from gradmimic.run.outcome import Outcome, measure, notes_on, readable, write_metrics
+from gradmimic.run.outcome import (
+    Outcome,
+    measure,
+    notes_on,
+    readable,
+    scores_by_epoch,
+    write_metrics,
+)
 from gradmimic.run.page import write_page
 from gradmimic.run.trainings import Progress, train_all
 
@@ -51,15 +58,17 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
 
     log = ScoreLog.read(out / "log")
     selection = select(log, config.rule, aggregate=config.aggregate)
-    selection.to_parquet(out / "selection.parquet")
-    values = measure(inputs, trained, log, selection)
-    write_metrics(out / "metrics.json", values, config)
-    if config.report:
-        write_page(out / "report.html", config, inputs, trained, log, selection, values)
+    scores = scores_by_epoch(log, inputs.train)
+    values = measure(inputs, trained, scores, selection)
     files = {"selection": out / "selection.parquet", "metrics": out / "metrics.json"}
+    selection.to_parquet(files["selection"])
+    write_metrics(files["metrics"], values, config)
     if config.report:
         files["report"] = out / "report.html"
-    return Outcome(values, readable(values), notes_on(values), files)
+    outcome = Outcome(values, readable(values), notes_on(values), files)
+    if config.report:
+        write_page(config, inputs, trained, scores, selection, log.run["versions"], outcome)
+    return outcome
 
 
 def _earlier(config: RunConfig) -> list[Path]:

@@ -39,15 +39,19 @@ class Outcome:
     files: Mapping[str, Path]
 
 
+Scores = Mapping[int, npt.NDArray[np.float32]]
+"""For each epoch the scores ``[n]`` in the samples' order; NaN where a sample was not visited."""
+
+
 def measure(
-    inputs: Inputs, trained: Trained, log: LogReader, selection: Selection
+    inputs: Inputs, trained: Trained, scores: Scores, selection: Selection
 ) -> dict[str, Any]:
     """Collect every number of a run.
 
     Args:
         inputs: the tables; their true labels, where known, enter here and nowhere else.
         trained: the curves.
-        log: every score.
+        scores: every score, by epoch.
         selection: what stage 2 decided.
 
     Returns:
@@ -81,17 +85,14 @@ def measure(
         values |= {
             "noise_rate": float(wrong.mean()),
             "auroc": auroc(selection.table["score"].to_numpy(), wrong[order]),
-            "auroc_per_epoch": {
-                epoch: auroc(scores, wrong)
-                for epoch, scores in scores_by_epoch(log, inputs.train).items()
-            },
+            "auroc_per_epoch": {epoch: auroc(own, wrong) for epoch, own in scores.items()},
             "detection": detection(~selection.mask(inputs.train.ids), wrong),
         }
     return values
 
 
-def scores_by_epoch(log: LogReader, samples: Samples) -> dict[int, npt.NDArray[np.float32]]:
-    """Return for each epoch the scores ``[n]`` in the samples' order; NaN where not visited."""
+def scores_by_epoch(log: LogReader, samples: Samples) -> Scores:
+    """Arrange the log's scores by epoch and by the samples' order."""
     rows = log.scan(["sample_id", "epoch", "score"])
     order = np.argsort(samples.ids)
     place = order[np.searchsorted(samples.ids[order], rows["sample_id"].to_numpy())]  # [visits]

@@ -2,31 +2,30 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gradmimic.curate import Selection
 from gradmimic.data import Samples
-from gradmimic.log_reader import LogReader
 from gradmimic.report import LowSample, ReportData, write_report
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
-from gradmimic.run.outcome import last_accuracy, notes_on, readable, scores_by_epoch
+from gradmimic.run.outcome import Outcome, Scores, last_accuracy
 from gradmimic.run.trainings import Trained
 
 LOWEST = 50  # samples shown
 
 
 def write_page(
-    path: Path,
     config: RunConfig,
     inputs: Inputs,
     trained: Trained,
-    log: LogReader,
+    scores: Scores,
     selection: Selection,
-    values: Mapping[str, Any],
+    versions: Mapping[str, str | None],
+    outcome: Outcome,
 ) -> None:
     """Write the report: what was found, how the scores lie, and the lowest samples."""
     measured: Literal["accuracy", "loss"] = "accuracy" if trained.plain.accuracy else "loss"
@@ -34,8 +33,9 @@ def write_page(
         name: dict(enumerate(getattr(curve, measured)))
         for name, curve in (("plain", trained.plain), ("re-weighted", trained.reweighted))
     }
+    values = outcome.values
     write_report(
-        path,
+        outcome.files["report"],
         ReportData(
             title=Path(config.out).resolve().name,
             total=len(selection),
@@ -44,16 +44,16 @@ def write_page(
             reweighted_accuracy=last_accuracy(values, "reweighted"),
             reference_accuracy=trained.reference_accuracy,
             auroc=values["auroc"],
-            metrics=readable(values),
-            scores=scores_by_epoch(log, inputs.train),
+            metrics=outcome.metrics,
+            scores=scores,
             mislabelled=inputs.wrong,
             curves=curves,
             curve_kind=measured,
             reference_level=trained.reference_accuracy,
             lowest=_lowest(inputs.train, selection, trained.suggested),
             config=config.as_dict(),
-            versions={name: found or "–" for name, found in log.run["versions"].items()},
-            notes=notes_on(values),
+            versions={name: found or "–" for name, found in versions.items()},
+            notes=outcome.notes,
         ),
     )
 

@@ -6,8 +6,8 @@ and the head alone is trained.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = _rows(inputs.train, device)
     test = None if inputs.test is None else _rows(inputs.test, device)
-    fresh = partial(_fresh, config, inputs.train, device)
+    initial = _initial(config, inputs.train).to(device)
 
     def fit(what: str, model: nn.Module, rows: Rows, epochs: int, seed: int, **more: Any) -> Curve:
         on_step = progress(what, epochs * ceil(len(rows) / config.batch_size))
@@ -79,7 +79,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
         )
 
     params = config.params or ("head" if config.trunk == "frozen" else "all")
-    reference = fresh()
+    reference = deepcopy(initial)
     choose(reference, params)  # an unmatched pattern is better found now than after two trainings
     if inputs.trusted is not None:
         trusted = _rows(inputs.trusted, device)
@@ -97,7 +97,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
 
     def start() -> tuple[Classifier, nn.Module]:
         """Return a model at its initial weights, and the part of it that is trained."""
-        model = fresh()
+        model = deepcopy(initial)
         model.scale.load_state_dict(reference.scale.state_dict())
         if config.trunk == "trained":
             return model, model
@@ -133,13 +133,13 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
     return Trained(plain, reweighted, reference_accuracy, suggested)
 
 
-def _fresh(config: RunConfig, samples: Samples, device: torch.device) -> Classifier:
+def _initial(config: RunConfig, samples: Samples) -> Classifier:
+    """Build the model that all three trainings start from."""
     kind = config.model
     if kind == "auto":
         kind = "linear" if samples.inputs.ndim == 2 else "cnn"
     classes = len(samples.classes)
-    model = build_model(kind, samples.inputs, classes, hidden=config.hidden, seed=config.seed)
-    return model.to(device)
+    return build_model(kind, samples.inputs, classes, hidden=config.hidden, seed=config.seed)
 
 
 def _rows(samples: Samples, device: torch.device) -> Rows:
