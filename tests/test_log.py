@@ -32,7 +32,7 @@ def test_rows_come_back_with_their_columns(tmp_path):
             epoch=1,
             step=9,
             scorer="loss",
-            canary=[False, True],
+            canary=[None, "uniform/10"],
         )
         table = log.scan()
     assert {field.name: str(field.type) for field in table.schema} == {
@@ -44,7 +44,7 @@ def test_rows_come_back_with_their_columns(tmp_path):
         "weight": "float",
         "loss": "float",
         "batch_size": "int32",
-        "canary": "bool",
+        "canary": "string",
         "rank": "int32",
     }
     first, second = table.to_pylist()
@@ -57,10 +57,10 @@ def test_rows_come_back_with_their_columns(tmp_path):
         "weight": 0.75,
         "loss": 1.0,
         "batch_size": 2,
-        "canary": False,
+        "canary": None,
         "rank": 2,
     }
-    assert (second["sample_id"], second["score"], second["canary"]) == (3, -1.5, True)
+    assert (second["sample_id"], second["score"], second["canary"]) == (3, -1.5, "uniform/10")
 
 
 def test_scorers_interleave_and_columns_filter(tmp_path):
@@ -77,13 +77,13 @@ def test_callers_may_reuse_their_buffers(tmp_path):
     ids, scores, canary = (
         np.array([1, 2]),
         np.array([1.0, 2.0], dtype=np.float32),
-        np.zeros(2, bool),
+        [None, None],
     )
     with ScoreLog(tmp_path) as log:
         append(log, ids, scores=scores, canary=canary)
-        ids[:], scores[:], canary[:] = 9, 9, True
+        ids[:], scores[:], canary[:] = 9, 9, ["uniform/2"] * 2
         table = log.scan(["sample_id", "score", "canary"])
-    assert table.to_pydict() == {"sample_id": [1, 2], "score": [1.0, 2.0], "canary": [False] * 2}
+    assert table.to_pydict() == {"sample_id": [1, 2], "score": [1.0, 2.0], "canary": [None] * 2}
 
 
 def test_parts_hold_at_most_rows_per_part(tmp_path):
@@ -216,7 +216,7 @@ BAD = {
     "no text": ((["\ud800"], [1], [1], [1], {}), "cannot be written as UTF-8"),
     "grad": (([1], torch.ones(1, requires_grad=True), [1], [1], {}), "CPU without grad"),
     "bfloat16": (([1], torch.ones(1, dtype=torch.bfloat16), [1], [1], {}), "on the CPU"),
-    "positions": (([1, 2], [1, 2], [1, 1], [1, 1], {"canary": [0, 1]}), "canary to be 2 booleans"),
+    "positions": (([1, 2], [1, 2], [1, 1], [1, 1], {"canary": [0, 1]}), r"canary to be 2 kinds.*got \[0, 1\]"),
     "epoch": (([1], [1], [1], [1], {"epoch": 0.5}), "expected epoch to be an integer .* got 0.5"),
     "step": (([1], [1], [1], [1], {"step": -1}), "expected step to be an integer from 0"),
     "norm": (([1], [1], [1], [1], {"direction_norm": np.nan}), "direction_norm is nan at step 5"),
@@ -291,7 +291,7 @@ def test_parts_of_another_format_are_named(tmp_path):
     with pytest.raises(LogError, match=r"other types than a score log in the columns \['score'\]"):
         log.scan()
     pq.write_table(table.replace_schema_metadata({"gradmimic.log.version": "9"}), part)
-    with pytest.raises(LogError, match=r"000000\.parquet is of log format version 9, but .* 1\."):
+    with pytest.raises(LogError, match=r"000000\.parquet is of log format version 9, but .* 2\."):
         log.scan()
     pq.write_table(table.replace_schema_metadata(None), part)
     with pytest.raises(LogError, match="is of log format version none"):

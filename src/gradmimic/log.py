@@ -42,7 +42,7 @@ from gradmimic.log_reader import (
 
 _LIBRARIES = ("gradmimic", "torch", "numpy", "pyarrow")
 # Columns of few values shrink as dictionaries; for the others a dictionary doubles the write time.
-_REPETITIVE = ["epoch", "step", "scorer", "batch_size", "rank"]
+_REPETITIVE = ["epoch", "step", "scorer", "batch_size", "canary", "rank"]
 
 
 class ScoreLog(LogReader):
@@ -101,13 +101,14 @@ class ScoreLog(LogReader):
             raise LogError(
                 f"cannot write a score log to {self.path}: {error}. Choose a folder you may write."
             ) from error
-        parts = self._parts()
+        parts = self.parts
         own = [numbers[1] for part in parts if (numbers := part_numbers(part))[0] == rank]
         self._next = max(own, default=-1) + 1
         # None until the first rows say which kind of id this log holds.
         self._ids_are_text = bool(part_id_type(parts[0]) == pa.string()) if parts else None
         self._run = self._started_run(config, seed)
         self._write_run()
+        pa.array([0])  # lets pyarrow import pandas, if there is one: at exit Python refuses that
         atexit.register(self._close_at_exit)
 
     @staticmethod
@@ -142,12 +143,12 @@ class ScoreLog(LogReader):
         step: int,
         direction_norm: float | None = None,
         scorer: str = "mimic",
-        canary: npt.ArrayLike | None = None,
+        canary: Sequence[str | None] | None = None,
     ) -> None:
         """Add one batch. A call that raises adds nothing, and keeps what was added before.
 
         Every row gets ``batch_size = b``, the rows of this call. Canaries that stand outside the
-        batch's softmax therefore belong in a call of their own.
+        batch's softmax therefore belong in a call of their own, with weights 0.
 
         Args:
             sample_ids: ids ``[b]``, all integers or all strings, none twice.
@@ -159,7 +160,8 @@ class ScoreLog(LogReader):
             step: counted from 0, over the whole run.
             direction_norm: ‖θ_ref − θ‖ at this step, saved in ``run.json``.
             scorer: the name of what made the scores.
-            canary: bool ``[b]``, true where the sample is a canary; None means nowhere.
+            canary: ``[b]``, a canary's kind such as ``"uniform/10"``, None for a real sample; None
+                means that all are real. A canary has the id of the sample it was made from.
 
         Raises:
             LogError: a length, an id, a number or a score cannot be logged; or the disk is full.

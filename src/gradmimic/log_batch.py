@@ -5,6 +5,8 @@ Checking is on the training path, so it costs microseconds; all that can wait wa
 
 import math
 import operator
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ class Batch(NamedTuple):
     scores: npt.NDArray[np.float32]  # [b]
     weights: npt.NDArray[np.float32]  # [b]
     losses: npt.NDArray[np.float32]  # [b]
-    canary: npt.NDArray[np.bool_] | None  # [b]; None where there are none
+    canary: list[str | None] | None  # [b]; None where all samples are real
     epoch: int | None
     step: int
     scorer: str
@@ -34,7 +36,7 @@ def checked_batch(
     scores: npt.ArrayLike,
     weights: npt.ArrayLike,
     losses: npt.ArrayLike,
-    canary: npt.ArrayLike | None,
+    canary: Sequence[str | None] | None,
     *,
     epoch: int | None,
     step: int,
@@ -47,7 +49,7 @@ def checked_batch(
         scores: ``[b]``, finite.
         weights: ``[b]``.
         losses: ``[b]``.
-        canary: bool ``[b]``, or None for no canaries.
+        canary: ``[b]`` kinds of canary, None for a real sample; or None for no canaries.
         epoch: from 0, below 2³¹, or None.
         step: from 0, below 2⁶³.
         scorer: a name.
@@ -75,12 +77,12 @@ def checked_batch(
             _floats("scores", scores, size),
             _floats("weights", weights, size),
             _floats("losses", losses, size),
-            _flags(canary, size),
+            _kinds(canary, size),
             epoch,
             step,
             scorer,
         )
-        plain = _without_repeats(ids)
+        plain = _without_repeats(ids, batch.canary)
         if not np.isfinite(batch.scores).all():
             first = int(np.argmin(np.isfinite(batch.scores)))
             raise DataError(
@@ -135,8 +137,13 @@ def to_table(batches: list[Batch], rank: int) -> pa.Table:
             np.concatenate([batch.weights for batch in batches]),
             np.concatenate([batch.losses for batch in batches]),
             np.repeat(sizes.astype(np.int32), sizes),
-            np.concatenate(
-                [np.zeros(len(b.ids), bool) if b.canary is None else b.canary for b in batches]
+            pa.array(
+                [
+                    kind
+                    for b in batches
+                    for kind in (repeat(None, len(b.ids)) if b.canary is None else b.canary)
+                ],
+                pa.string(),
             ),
             np.full(len(ids), rank, dtype=np.int32),
         ],
@@ -172,24 +179,25 @@ def _floats(name: str, values: npt.ArrayLike, size: int) -> npt.NDArray[np.float
     return array
 
 
-def _flags(canary: npt.ArrayLike | None, size: int) -> npt.NDArray[np.bool_] | None:
-    """Copy the canary flags, refusing numbers, which are likely positions."""
+def _kinds(canary: Sequence[str | None] | None, size: int) -> list[str | None] | None:
+    """Copy the kinds of canary."""
     if canary is None:
         return None
-    array = np.asarray(canary)
-    if array.shape != (size,) or (size and array.dtype != np.bool_):
+    kinds = canary.tolist() if isinstance(canary, np.ndarray) else list(canary)
+    if len(kinds) != size or not all(kind is None or (kind and type(kind) is str) for kind in kinds):
         raise DataError(
-            f"expected canary to be {size} booleans, one per sample id, got {array.dtype} of shape "
-            f"{array.shape}."
+            f"expected canary to be {size} kinds, one per sample id: a name such as 'uniform/10', "
+            f"or None for a real sample; got {kinds[:3]}{'…' if len(kinds) > 3 else ''}."
         )
-    return array.astype(np.bool_)
+    return kinds
 
 
-def _without_repeats(ids: Ids) -> list[Any]:
-    """Return ids as plain values, having checked that none comes twice."""
+def _without_repeats(ids: Ids, canary: list[str | None] | None) -> list[Any]:
+    """Return ids as plain values, having checked that none comes twice as the same kind."""
     plain: list[Any] = ids if isinstance(ids, list) else ids.tolist()
-    if len(set(plain)) != len(plain):
-        repeated = sorted({i for i in plain if plain.count(i) > 1})[:3]
+    rows = plain if canary is None else list(zip(plain, canary, strict=True))
+    if len(set(rows)) != len(rows):
+        repeated = sorted({sample_id for sample_id in plain if plain.count(sample_id) > 1})[:3]
         raise DataError(
             f"sample ids come more than once in one batch: {repeated}. Draw without replacement, "
             "or give each copy an id of its own."

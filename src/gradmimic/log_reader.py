@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gradmimic.errors import LogError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VERSION_KEY = b"gradmimic.log.version"
 NORMS_KEY = b"gradmimic.log.direction_norm"
 RUN_FILE = "run.json"
@@ -31,7 +31,7 @@ _COLUMNS = {
     "weight": pa.float32(),
     "loss": pa.float32(),
     "batch_size": pa.int32(),
-    "canary": pa.bool_(),
+    "canary": pa.string(),  # null: a real sample
     "rank": pa.int32(),
 }
 
@@ -69,7 +69,7 @@ class LogReader:
         self.path = Path(path)
         if not self.path.is_dir():
             raise LogError(f"expected a score log's folder at {self.path}, but there is none.")
-        if not (self.path / RUN_FILE).exists() and not self._parts():
+        if not (self.path / RUN_FILE).exists() and not self.parts:
             raise LogError(
                 f"{self.path} is not a score log: it holds neither {RUN_FILE} nor any "
                 "part-*.parquet. Pass the folder that ScoreLog(path) wrote to."
@@ -90,7 +90,7 @@ class LogReader:
         if found != FORMAT_VERSION:
             raise LogError(_other_version(file, found))
         norms = dict(run["direction_norm"])
-        for part in self._parts():  # run.json lags behind the parts until the log is closed
+        for part in self.parts:  # run.json lags behind the parts until the log is closed
             norms |= part_norms(part)
         return {**run, "direction_norm": {int(step): norm for step, norm in norms.items()}}
 
@@ -122,8 +122,8 @@ class LogReader:
         wanted = names if columns is None else list(columns)
         if unknown := [name for name in wanted if name not in names]:
             raise LogError(f"a score log has no columns {unknown}; it has {names}.")
-        parts = self._parts()
-        id_type = self._id_type(parts)
+        parts = self.parts
+        id_type = self.id_type(parts)
         # A filter may use columns that are not wanted, so those are dropped after it.
         loaded = wanted if filter is None else names
         tables = [log_schema(id_type).empty_table().select(wanted)]
@@ -132,12 +132,13 @@ class LogReader:
             tables.append((table if filter is None else table.filter(filter)).select(wanted))
         return pa.concat_tables(tables)
 
-    def _parts(self) -> list[Path]:
-        """List the complete parts by rank, then by number."""
+    @property
+    def parts(self) -> list[Path]:
+        """The complete parts, by rank, then by number."""
         numbered = [(part_numbers(entry), entry) for entry in self.path.glob("part-*.parquet")]
         return [entry for numbers, entry in sorted(numbered) if numbers]
 
-    def _id_type(self, parts: list[Path]) -> pa.DataType:
+    def id_type(self, parts: list[Path]) -> pa.DataType:
         """Return the one type of id in all parts, having checked every part's columns."""
         types = {part: part_id_type(part) for part in parts}
         if len(set(types.values())) > 1:
