@@ -216,7 +216,10 @@ BAD = {
     "no text": ((["\ud800"], [1], [1], [1], {}), "cannot be written as UTF-8"),
     "grad": (([1], torch.ones(1, requires_grad=True), [1], [1], {}), "CPU without grad"),
     "bfloat16": (([1], torch.ones(1, dtype=torch.bfloat16), [1], [1], {}), "on the CPU"),
-    "positions": (([1, 2], [1, 2], [1, 1], [1, 1], {"canary": [0, 1]}), r"canary to be 2 kinds.*got \[0, 1\]"),
+    "positions": (
+        ([1, 2], [1, 2], [1, 1], [1, 1], {"canary": [0, 1]}),
+        r"canary to be 2 kinds.*got \[0, 1\]",
+    ),
     "epoch": (([1], [1], [1], [1], {"epoch": 0.5}), "expected epoch to be an integer .* got 0.5"),
     "step": (([1], [1], [1], [1], {"step": -1}), "expected step to be an integer from 0"),
     "norm": (([1], [1], [1], [1], {"direction_norm": np.nan}), "direction_norm is nan at step 5"),

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, choose, direction, find_head
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.errors import LossError, ParameterError, UsageError
@@ -129,6 +131,7 @@ class GradMimic:
         ids: Ids | None = None,
         *,
         epoch: int | None = None,
+        canaries: CanaryLosses | None = None,
     ) -> Tensor:
         """Turn the losses of the last ``with`` block into the one loss to step on.
 
@@ -139,6 +142,8 @@ class GradMimic:
             ids: ``[b]`` sample ids, integers or strings; needed where there is a log.
             epoch: the number of the pass over the data, for the log; where it is left out, a
                 sample's visits are told apart by their steps.
+            canaries: what ``Canaries`` drew from this forward pass; scored and logged, but part
+                neither of the loss nor of the weights, unless drawn to be trained on.
 
         Returns:
             A scalar, in the unit of the losses. With ``reweight="scored"`` its value is the plain
@@ -161,17 +166,23 @@ class GradMimic:
             check_shape(losses)
             if self._head_was_elsewhere():
                 return _mean(check_losses(losses))
-            scores = projection(current.derivative(losses), v.norm)
+            b = len(losses)
+            scored = losses if canaries is None else torch.cat([losses, canaries.losses])
+            scores = projection(current.derivative(scored), v.norm)
+            if canaries is not None and canaries.trained:
+                losses = scored
             tau = self._temperature
             tau = _check_temperature(tau(self.step)) if callable(tau) else tau
-            weights = batch_weights(scores, tau)
+            weights = batch_weights(scores[: len(losses)], tau)
+            outside = len(scored) - len(losses)  # canaries weigh nothing
             # one transfer for all of them: on a GPU each one waits for the device
-            rows = torch.stack((scores, weights, losses.detach())).float().cpu().numpy()  # [3, b]
+            columns = scores, F.pad(weights, (0, outside)), scored.detach()  # [b + c] each
+            rows = torch.stack(columns).float().cpu().numpy()
             if not np.isfinite(rows).all():
-                check_losses(losses)
+                check_losses(scored)
                 raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
-            self._record(ids, rows, epoch, v.norm)
-            self.scores, self.weights = scores, weights
+            self._record(ids, rows, b, epoch, v.norm, canaries)
+            self.scores, self.weights = scores[:b], weights[:b]
             training = self.step >= self._warmup
             self.step += 1
             if not training:
@@ -211,27 +222,32 @@ class GradMimic:
         self,
         ids: Ids | None,
         rows: npt.NDArray[np.float32],
+        b: int,
         epoch: int | None,
         norm: float,
+        canaries: CanaryLosses | None,
     ) -> None:
-        scores, weights, losses = rows
-        if ids is not None and len(ids) != len(losses):
-            raise LossError(f"Expected as many ids as losses, got {len(ids)} and {len(losses)}.")
+        if ids is not None and len(ids) != b:
+            raise LossError(f"Expected as many ids as losses, got {len(ids)} and {b}.")
         if self._log is None:
             return
         if ids is None:
             raise UsageError(
                 "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
             )
-        self._log.append(
-            ids.cpu().numpy() if isinstance(ids, Tensor) else ids,
-            scores,
-            weights,
-            losses,
-            epoch=epoch,
-            step=self.step,
-            direction_norm=norm,
-        )
+        if isinstance(ids, Tensor):
+            ids = ids.cpu().numpy()
+        batches: list[tuple[Any, npt.NDArray[np.float32], list[str | None] | None]]
+        if canaries is None:
+            batches = [(ids, rows, None)]
+        elif canaries.trained:  # one softmax, so one batch
+            batches = [([*ids, *canaries.ids], rows, [None] * b + [*canaries.kinds])]
+        else:
+            batches = [(ids, rows[:, :b], None), (canaries.ids, rows[:, b:], [*canaries.kinds])]
+        for batch_ids, columns, kinds in batches:
+            self._log.append(
+                batch_ids, *columns, epoch=epoch, step=self.step, direction_norm=norm, canary=kinds
+            )
 
     def _reweight_scored(
         self, losses: Tensor, weights: Tensor, stand_ins: dict[str, Tensor]
