@@ -1,15 +1,16 @@
-"""What stage 2 decided: one row per sample, and ways to hand that on.
+"""What stage 2 decided: one row per sample, and ways to combine that and to hand it on.
 
 keep_i = [p_clean_i ≥ ½]        sorted by sample_id, every sample once, each with its reason
+
+That is how ``select`` decides. Rankings and set algebra change ``keep`` and ``reason`` alone: what
+was measured stays.
 """
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,98 +18,135 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradmimic.atomic import atomic_write
-from gradmimic.errors import DataError
-from gradmimic.ids import as_ids
+from gradmimic.curate import algebra, by_id, datacomp, label_columns, ranking
+from gradmimic.curate.export import export, write_npy
+from gradmimic.curate.rows import NAMES, FileRows, TableRows, check_columns, schema, some
+from gradmimic.errors import ConfigError, DataError
 
-_COLUMNS = {
-    "keep": pa.bool_(),
-    "p_clean": pa.float64(),
-    "score": pa.float64(),
-    "visits": pa.int64(),
-    "reason": pa.string(),
-}
+Only = Literal["kept", "removed"]
 
 
-@dataclass(frozen=True, eq=False)
 class Selection:
     """One decision per sample, with its reason.
 
-    Attributes:
+    ``a & b``, ``a | b`` and ``a - b`` keep the samples that both keep, that either keeps, and that
+    ``a`` keeps and ``b`` does not; see ``gradmimic.curate.algebra``.
+
+    Args:
         table: sorted by ``sample_id`` (int64 or string), with the columns ``keep`` (bool),
-            ``p_clean`` (in [0, 1], higher is cleaner, 0.5 and more is kept), ``score`` (mean over
-            the visits, higher is better), ``visits`` and ``reason``.
+            ``p_clean`` (in [0, 1], higher is cleaner, null where nobody judged it), ``score``
+            (mean over the visits, higher is better), ``visits`` and ``reason``.
 
     Raises:
         DataError: the table has other columns, or a sample twice.
 
     Example:
-        >>> from gradmimic.curate import select
-        >>> selection = select(pa.table({
-        ...     "sample_id": [0, 1, 2, 3], "epoch": [0] * 4, "step": [0] * 4,
-        ...     "scorer": ["mimic"] * 4, "score": [0.9, -0.8, 1.1, -1.0],
-        ...     "weight": [0.4, 0.1, 0.4, 0.1], "batch_size": [4] * 4, "canary": [False] * 4,
-        ... }), rule="one_over_b")
-        >>> selection.kept
+        >>> mimic = Selection.from_scores([0, 1, 2, 3], [0.9, -0.8, 1.1, -1.0])
+        >>> mimic.above(0.0).kept
         array([0, 2])
-        >>> selection.mask()
+        >>> mimic.above(0.0).mask()
         array([ True, False,  True, False])
-        >>> selection.table["reason"][1].as_py()
-        'removed: mean relative weight 0.4 is below the uniform share 1'
-        >>> selection.summary()
+        >>> mimic.above(0.0).summary()
         '2 of 4 samples (50.0%) are kept, judged by 4 visits.'
+        >>> clip = Selection.from_scores([0, 1, 2, 3], [0.31, 0.30, 0.12, 0.11])
+        >>> (clip.top(0.75) - mimic.bottom(0.5)).kept
+        array([0, 2])
     """
 
-    table: pa.Table
-
-    def __post_init__(self) -> None:
-        schema = self.table.schema
-        id_type = schema.field("sample_id").type if "sample_id" in schema.names else None
-        expected = pa.schema({"sample_id": id_type or pa.int64(), **_COLUMNS})
-        if id_type not in (pa.int64(), pa.string()) or not schema.equals(expected):
-            raise DataError(
-                f"expected the columns {_describe(expected)}, with sample_id int64 or string, got "
-                f"{_describe(schema)}. Make selections with select(log), or read them with "
-                "Selection.from_parquet(path)."
-            )
-        ids = self.table["sample_id"]
-        ascending = pc.less(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))
-        if ids.null_count or not pc.all(ascending, min_count=0).as_py():
-            raise DataError(
-                "a selection's rows must be sorted by sample_id, each sample once. Remove repeated "
-                "rows, then table.sort_by('sample_id')."
-            )
+    def __init__(self, table: pa.Table) -> None:
+        self._rows: TableRows | FileRows = TableRows(table)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str]) -> "Selection":
-        """Read what ``to_parquet`` wrote.
+        """Open what ``to_parquet`` wrote; rows are read, and checked, when they are needed.
 
         Args:
-            path: the Parquet file.
+            path: the Parquet file, sorted by ``sample_id``.
 
         Raises:
             DataError: the file cannot be read or holds no selection.
         """
-        try:
-            return cls(pq.read_table(path))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"cannot read a selection from {path}: {error}. Pass a file that "
-                "Selection.to_parquet wrote."
-            ) from error
+        selection = cls.__new__(cls)
+        selection._rows = FileRows(path)
+        return selection
+
+    @classmethod
+    def from_scores(cls, ids: Any, scores: Any) -> "Selection":
+        """Take up scores from elsewhere, to rank and to combine with others by id.
+
+        All samples are kept until ``top``, ``above`` or ``per_class`` decides. ``visits`` is 1,
+        and ``p_clean`` is null, since a score alone is no probability.
+
+        Args:
+            ids: sample ids ``[n]``, in any order. One that comes again with the same score is
+                taken once.
+            scores: finite numbers ``[n]``, higher is better: pass −loss, not the loss.
+
+        Raises:
+            DataError: a score is not finite, or a sample has two scores.
+        """
+        return cls(by_id.scored(ids, scores))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pa.Table | str | os.PathLike[str],
+        *,
+        id: str,  # noqa: A002
+        score: str,
+    ) -> "Selection":
+        """Take up a column of scores from a table, as ``from_scores`` does.
+
+        Args:
+            table: a ``pyarrow.Table``, or the path of a ``.parquet`` or ``.csv`` file.
+            id: the column of sample ids. From a ``.csv`` they are whole numbers if all are written
+                as such, without leading zeros; else strings.
+            score: the column of scores, higher is better.
+
+        Raises:
+            DataError: no such file or column, or scores that ``from_scores`` refuses.
+        """
+        return cls(by_id.scored(*by_id.read_columns(table, id, score)))
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, in memory; a file is read on first use."""
+        if isinstance(self._rows, FileRows):
+            self._rows = TableRows(self._rows.read())
+        return self._rows.table
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """int64 or string."""
+        return self._rows.id_type
+
+    def batches(self, columns: Sequence[str] = NAMES) -> Iterator[pa.RecordBatch]:
+        """Read some columns piece by piece, in the order of the ids.
+
+        Args:
+            columns: their names; reasons come as a dictionary of strings.
+
+        Raises:
+            DataError: there is no such column; or the file is damaged or not sorted.
+        """
+        check_columns(columns)
+        return self._rows.batches(columns)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<Selection of {len(self):,} samples>"
 
     @property
     def kept(self) -> npt.NDArray[Any]:
         """Ids of the samples to keep, sorted: int64, or strings."""
-        return self._ids(self.table["keep"])
+        return self._joined(map(_numpy_ids, self._ids("kept")))
 
     @property
     def removed(self) -> npt.NDArray[Any]:
         """Ids of the samples to remove, sorted: int64, or strings."""
-        return self._ids(pc.invert(self.table["keep"]))
+        return self._joined(map(_numpy_ids, self._ids("removed")))
 
     def index(self) -> npt.NDArray[Any]:
         """Return the ids to keep, sorted; the row numbers to keep where ids are row numbers."""
@@ -127,85 +165,183 @@ class Selection:
         Raises:
             DataError: an id is not in the selection, or None was passed and ids are no row numbers.
         """
-        known = self.table["sample_id"].combine_chunks()
-        keep = self.table["keep"].to_numpy()
+        return np.array(self.rows(ids, ["keep"])["keep"].to_numpy(), dtype=np.bool_)
+
+    def rows(self, ids: Any = None, columns: Sequence[str] = NAMES) -> pa.Table:
+        """Return some columns in the order of a data set.
+
+        Args:
+            ids: ids ``[n]`` in that order; None if the ids are the row numbers 0 … n−1.
+            columns: their names.
+
+        Raises:
+            DataError: as of ``mask``.
+        """
+        check_columns(columns)
+        read = list(dict.fromkeys(["sample_id", *columns]))
+        table = pa.Table.from_batches(self.batches(read), schema(self.id_type, read))
+        known = table["sample_id"]
         if ids is None:
-            if known.equals(pa.array(np.arange(len(known)))):
-                return np.array(keep)
+            if self.id_type != pa.int64() or not _are_row_numbers(known):
+                raise DataError(
+                    "without ids, this needs the sample ids to be the row numbers 0 to "
+                    f"{len(known) - 1}, but they are {some(known)}. Pass your data set's ids in "
+                    "its order, e.g. mask(ids)."
+                )
+            return table.select(list(columns))
+        wanted = by_id.as_id_array(ids)
+        if len(wanted) and wanted.type != known.type:
             raise DataError(
-                "mask() without ids needs the sample ids to be the row numbers 0 to "
-                f"{len(known) - 1}, but they are {_some(known)}. Pass your data set's ids in its "
-                "order: mask(ids)."
-            )
-        wanted = pa.array(as_ids(ids))
-        if len(wanted) == 0:
-            return np.zeros(0, dtype=np.bool_)
-        if wanted.type != known.type:
-            raise DataError(
-                f"this selection has {known.type} sample ids, but mask() got {wanted.type} ids. "
+                f"this selection has {known.type} sample ids, but {wanted.type} ids came. "
                 "Pass the ids that were logged."
             )
+        wanted = wanted.cast(known.type)  # an empty list is of either type
         rows = pc.index_in(wanted, value_set=known)  # [n], null where unknown
         if rows.null_count:
             unknown = wanted.filter(pc.is_null(rows))
             raise DataError(
-                f"{len(unknown)} ids are not in this selection: {_some(unknown)}. These samples "
+                f"{len(unknown)} ids are not in this selection: {some(unknown)}. These samples "
                 "were never scored; leave them out, or decide on them yourself."
             )
-        return np.array(keep[rows.to_numpy()])
+        table = table.unify_dictionaries()
+        taken = {name: table[name].take(rows) for name in columns if name != "sample_id"}
+        return pa.table({name: taken.get(name, wanted) for name in columns})
 
     def summary(self) -> str:
         """Say in one sentence how much is kept."""
-        kept, n = int(pc.sum(self.table["keep"], min_count=0).as_py()), len(self)
-        share = f" ({kept / n:.1%})" if n else ""
-        visits = int(pc.sum(self.table["visits"], min_count=0).as_py())
-        return f"{kept:,} of {n:,} samples{share} are kept, judged by {visits:,} visits."
+        kept = visits = 0
+        for batch in self.batches(["keep", "visits"]):
+            kept += batch["keep"].true_count
+            visits += pc.sum(batch["visits"], min_count=0).as_py()
+        share = f" ({kept / len(self):.1%})" if len(self) else ""
+        return f"{kept:,} of {len(self):,} samples{share} are kept, judged by {visits:,} visits."
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write the table, for ``from_parquet`` and every program that reads Parquet."""
-        with _export(path) as file:
-            pq.write_table(self.table, file)
+    def top(self, fraction: float) -> "Selection":
+        """Keep the samples with the highest scores; see ``gradmimic.curate.ranking``."""
+        return Selection(ranking.top(self.table, fraction))
 
-    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+    def bottom(self, fraction: float) -> "Selection":
+        """Keep the samples with the lowest scores, mostly to take them away from others."""
+        return Selection(ranking.bottom(self.table, fraction))
+
+    def above(self, threshold: float) -> "Selection":
+        """Keep the samples whose score is at least a threshold."""
+        return Selection(ranking.above(self.table, threshold))
+
+    def per_class(
+        self,
+        labels: by_id.ById,
+        *,
+        fraction: float | None = None,
+        quota: int | Mapping[Any, int] | None = None,
+    ) -> "Selection":
+        """Keep the samples with the highest scores of every class.
+
+        Args:
+            labels: a mapping from id to label, or a pair ``(ids, labels)``.
+            fraction: of each class; or pass
+            quota: how many of each class, or a mapping from each label to how many.
+        """
+        classes = by_id.aligned(self.table["sample_id"], labels)
+        return Selection(ranking.per_class(self.table, classes, fraction, quota))
+
+    def __and__(self, other: "Selection") -> "Selection":
+        return self._combined(other, "&")
+
+    def __or__(self, other: "Selection") -> "Selection":
+        return self._combined(other, "|")
+
+    def __sub__(self, other: "Selection") -> "Selection":
+        return self._combined(other, "-")
+
+    def to_parquet(self, path: str | os.PathLike[str], *, only: Only | None = None) -> None:
+        """Write the rows, for ``from_parquet`` and every program that reads Parquet.
+
+        Args:
+            path: the file to write.
+            only: ``"kept"`` or ``"removed"``; None writes both, told apart by ``keep``.
+
+        Raises:
+            DataError: the file cannot be written; nothing is left under its name. So for all
+                exports.
+        """
+        with (
+            export(path) as file,
+            pq.ParquetWriter(
+                file, schema(self.id_type), use_dictionary=["reason"], write_page_checksum=True
+            ) as writer,
+        ):
+            for batch in self._only(NAMES, only):
+                writer.write_batch(batch)
+
+    def to_jsonl(self, path: str | os.PathLike[str], *, only: Only | None = None) -> None:
         """Write one JSON object a line, ASCII only, so that no id can break a line."""
-        with _export(path) as file:
-            for batch in self.table.to_batches(max_chunksize=65_536):
-                lines = [json.dumps(row) + "\n" for row in batch.to_pylist()]
-                file.write("".join(lines).encode())
+        with export(path) as file:
+            for batch in self._only(NAMES, only):
+                for start in range(0, len(batch), 65_536):
+                    rows = batch.slice(start, 65_536).to_pylist()
+                    file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def to_npy(self, path: str | os.PathLike[str], *, mask: bool = False) -> None:
         """Write ``index()``, or ``mask()``, as an ``.npy`` file that loads without pickle."""
-        array = self.mask() if mask else self.index()
-        with _export(path) as file:
-            np.save(file, array, allow_pickle=False)
+        pieces = iter([self.mask()]) if mask else map(_numpy_ids, self._ids("kept"))
+        code = "?" if mask else "i8"
+        if not mask and self.id_type == pa.string():
+            lengths = (pc.max(pc.utf8_length(ids)).as_py() or 1 for ids in self._ids("kept"))
+            code = f"U{max(lengths, default=1)}"
+        with export(path) as file:
+            write_npy(file, np.dtype(code), pieces)
 
-    def _ids(self, where: pa.ChunkedArray) -> npt.NDArray[Any]:
-        """Return the ids where a condition holds."""
-        ids = self.table["sample_id"].filter(where)
-        if ids.type == pa.string():
-            return np.array(ids.to_pylist(), dtype=np.str_)
+    def to_datacomp(
+        self, path: str | os.PathLike[str], *, multiplicity: by_id.ById | None = None
+    ) -> int:
+        """Write the subset file of DataComp's resharder; see ``gradmimic.curate.datacomp``."""
+        return datacomp.write_datacomp(self, Path(path), multiplicity=multiplicity)
+
+    def to_cleanlab(self) -> pa.Table:
+        """Return the columns that cleanlab's users expect, see ``curate.label_columns``."""
+        return label_columns.cleanlab_columns(self)
+
+    def to_fiftyone(self) -> dict[str, dict[Any, Any]]:
+        """Return values by field and id, for FiftyOne, see ``curate.label_columns``."""
+        return label_columns.fiftyone_fields(self)
+
+    def _combined(self, other: "Selection", operation: algebra.Operation) -> "Selection":
+        """Return what both sides decide together."""
+        if not isinstance(other, Selection):
+            raise DataError(
+                f"a selection combines with a selection only, but {type(other).__name__} came. "
+                "Make one from ids and scores with Selection.from_scores(ids, scores)."
+            )
+        return Selection(algebra.combine(self, other, operation))
+
+    def _only(self, columns: Sequence[str], only: Only | None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that are kept, or removed, or both."""
+        if only not in (None, "kept", "removed"):
+            raise ConfigError(f"only must be 'kept', 'removed' or None, got {only!r}.")
+        for batch in self.batches(list(dict.fromkeys(["keep", *columns]))):
+            if only is not None:
+                keep = batch["keep"]
+                batch = batch.filter(keep if only == "kept" else pc.invert(keep))
+            yield batch.select(list(columns))
+
+    def _ids(self, only: Only) -> Iterator[pa.Array]:
+        """Yield ids piece by piece."""
+        return (batch["sample_id"] for batch in self._only(["sample_id"], only))
+
+    def _joined(self, pieces: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Put pieces of ids together."""
+        empty = np.zeros(0, np.int64 if self.id_type == pa.int64() else np.str_)
+        return np.concatenate([empty, *pieces])
+
+
+def _numpy_ids(ids: pa.Array) -> npt.NDArray[Any]:
+    """Return int64, or fixed-width strings, which load without pickle."""
+    if ids.type == pa.int64():
         return np.array(ids.to_numpy())
+    return np.array(ids.to_pylist(), dtype=np.str_)
 
 
-@contextmanager
-def _export(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Write a file whole or not at all, and say what to do where the disk refuses it."""
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OSError as error:
-        raise DataError(
-            f"cannot write {Path(path)}: {error}. Nothing was left under that name: make room or "
-            "choose another folder, then export again."
-        ) from error
-
-
-def _describe(schema: pa.Schema) -> str:
-    """Name columns and types."""
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
-
-
-def _some(ids: pa.Array) -> str:
-    """Name the first few ids."""
-    names = ", ".join(repr(value) for value in ids[:3].to_pylist())
-    return names + (", …" if len(ids) > 3 else "")
+def _are_row_numbers(ids: pa.ChunkedArray) -> bool:
+    """Tell whether sorted, unique int64 ids are 0 … n−1."""
+    return len(ids) == 0 or (ids[0].as_py(), ids[-1].as_py()) == (0, len(ids) - 1)

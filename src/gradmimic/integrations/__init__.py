@@ -1,0 +1,1 @@
+"""One file per framework, the only files that import it."""
