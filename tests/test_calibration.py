@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradmimic.curate.canaries import Distribution, Seen, auroc, calibrate
+from gradmimic.curate.canaries import Distribution, Estimate, Seen, auroc, calibrate
 from gradmimic.curate.isotonic import falling_slope
 from gradmimic.errors import DataError
 
@@ -72,7 +72,7 @@ def test_scores_that_tell_nothing_or_the_opposite_remove_nothing(apart):
     seen, *_ = mixture(0.3, apart=apart)
     found = calibrate([seen], seen)
     assert found.auroc["swapped"].low <= 0.5
-    assert found.noise_rate == (0.0, 0.0, 1.0)
+    assert found.noise_rate == Estimate(0.0, 0.0, 1.0)
     assert found.votes.keep.all()
     assert not found.votes.evidence
 

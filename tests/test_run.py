@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -73,9 +74,9 @@ def test_the_numbers_follow_from_what_is_written(folder):
     assert list(metrics["detection"].values()) == pytest.approx(scores[:3])
     assert metrics["detection"]["f1"] > 0.7
 
-    log = ScoreLog.read(out / "log")
+    log, real = ScoreLog.read(out / "log"), pc.field("canary").is_null()
     for epoch, value in metrics["auroc_per_epoch"].items():
-        rows = log.scan(filter=pa.compute.field("epoch") == int(epoch)).sort_by("sample_id")
+        rows = log.scan(filter=real & (pc.field("epoch") == int(epoch))).sort_by("sample_id")
         assert value == pytest.approx(sklearn_metrics.roc_auc_score(~wrong, rows["score"]))
     assert list(metrics["auroc_per_epoch"]) == ["0", "1", "2"]
 
@@ -166,8 +167,9 @@ def test_without_a_test_set_the_curves_are_losses(folder):
 def test_string_ids(folder):
     names = [f"{'zebra' if row % 2 else 'ape'}-{row}" for row in range(240)]
     (folder / "ids.txt").write_text("\n".join(names), encoding="utf-8")
-    metrics, table = run_blobs(folder)
-    named, same = run_blobs(folder, ids="ids.txt", out=str(folder / "named"), report=True)
+    metrics, table = run_blobs(folder, canaries="off")  # which samples serve follows from the ids
+    more = {"canaries": "off", "out": str(folder / "named"), "report": True}
+    named, same = run_blobs(folder, ids="ids.txt", **more)
     assert same["sample_id"].to_pylist() == sorted(names[TRUSTED:])
     by_name = dict(zip(same["sample_id"].to_pylist(), same["score"].to_pylist(), strict=True))
     assert [by_name[names[row]] for row in table["sample_id"].to_pylist()] == table[
@@ -364,3 +366,32 @@ def test_notes_say_what_to_know():
     assert "every sample is kept" in nothing
     (behind,) = notes_on({**values, "reference_accuracy": 0.95, "removed": 3})
     assert "at least as accurate" in behind
+
+
+# Canaries
+
+
+def test_canaries_never_change_the_training_and_calibrate_the_selection(folder):
+    metrics, table = run_blobs(folder)
+    off, _ = run_blobs(folder, canaries="off", out=str(folder / "off"))
+    for name in ("plain", "reweighted"):
+        assert metrics[name] == off[name]
+        with_canaries, without = (
+            weights(folder / run / f"{name}.pt")["head.weight"] for run in ("run", "off")
+        )
+        assert torch.equal(with_canaries, without)
+    assert off["quality"] is None
+    rate = metrics["quality"]["noise_rate"]
+    assert rate["low"] <= metrics["noise_rate"] <= rate["high"]
+    assert set(metrics["quality"]["by_class"]) == {str(label) for label in range(CLASSES)}
+    assert "the canaries' threshold" in table["reason"][0].as_py()
+    labels = pq.read_table(folder / "run" / "labels.parquet")
+    assert labels["sample_id"].to_pylist() == table["sample_id"].to_pylist()
+
+
+def test_trained_canaries_do_change_it(folder):
+    metrics, _ = run_blobs(folder)
+    trained, _ = run_blobs(folder, canaries="trained", out=str(folder / "trained"))
+    assert trained["reweighted"]["loss"] != metrics["reweighted"]["loss"]
+    assert trained["plain"] == metrics["plain"]
+    assert trained["quality"]["calibrated"]

@@ -23,7 +23,7 @@ def visits(scores, ids=None, **columns):
         "score": scores[epoch, position],
         "weight": (exponent / exponent.sum(axis=1, keepdims=True))[epoch, position],
         "batch_size": size[epoch],
-        "canary": [False] * len(epoch),
+        "canary": pa.nulls(len(epoch), pa.string()),
     }
     return pa.table(table | columns)
 
@@ -37,12 +37,11 @@ N = np.nan
 
 def test_mean_of_the_relative_weight():
     selection = select(visits([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]]), "one_over_b")
-    share = np.exp([2.0, 0.0, 1.0]) / np.exp([2.0, 0.0, 1.0]).sum() * 3
     assert column(selection, "keep") == [True, True, False]
     assert column(selection, "score") == [1.0, 1.0, 1.0]
     assert column(selection, "p_clean") == [1.0, 1.0, 0.0]
     assert column(selection, "reason")[2] == (
-        f"removed: mean relative weight {share[2]:.4g} is below the uniform share 1"
+        "removed: the mean relative weight is below the uniform share 1"
     )
 
 
@@ -72,9 +71,9 @@ def test_majority_fits_each_epoch_by_itself(rule):
 def test_mean_of_the_score_with_two_means():
     selection = select(visits([[1.0, 0.0, 0.9], [N, 0.2, 1.1]]), "two_means")
     assert column(selection, "reason") == [
-        "kept: mean score 1 is not below the two-means boundary 1",
-        "removed: mean score 0.1 is below the two-means boundary 1",
-        "kept: mean score 1 is not below the two-means boundary 1",
+        "kept: the mean score is not below the two-means boundary 1",
+        "removed: the mean score is below the two-means boundary 1",
+        "kept: the mean score is not below the two-means boundary 1",
     ]
     assert column(selection, "visits") == [1, 2, 2]
 
@@ -105,7 +104,7 @@ def test_equal_scores_and_single_samples_are_kept(rule, aggregate, scores):
 
 def test_canaries_and_other_scorers_are_left_out():
     table = visits([[1.0, 0.0, 1.1, 0.1]])
-    canaries = visits([[-9.0, -9.0]], ids=[4, 5], canary=[True, True])
+    canaries = visits([[-9.0, -9.0]], ids=[4, 5], canary=["uniform", "uniform"])
     other = visits([[0.0, 1.0, 0.0, 1.0]], scorer=["loss"] * 4)
     mixed = pa.concat_tables([table, canaries, other])
     assert select(mixed, "two_means").kept.tolist() == [0, 2]
@@ -164,7 +163,7 @@ def test_numbers_that_are_not_finite_are_refused(value):
 
 def test_unknown_choices_name_those_there_are():
     table = visits([[1.0, 0.0, 1.1]])
-    with pytest.raises(ConfigError, match=r"no rule 'gmm'; choose one of \['one_over_b', 'two_m"):
+    with pytest.raises(ConfigError, match=r"no rule 'gmm'; choose one of \['calibrated', 'one_o"):
         select(table, "gmm")
     with pytest.raises(
         ConfigError, match=r"no aggregate 'max'; choose one of \['mean', 'majority'"

@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 from gradmimic.curate.votes import (
     RULES,
     Mixture,
+    Votes,
     fit_mixture,
     mixture,
     one_over_b,
@@ -125,3 +126,28 @@ def test_rules_refuse_what_they_are_not_defined_for(rule):
 def test_no_mixture_fits_equal_scores():
     with pytest.raises(DataError, match=r"at least three scores that are not all equal, got 4"):
         fit_mixture([1.0] * 4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(
+    hnp.arrays(np.float64, st.integers(1, 12), elements=st.integers(-9, 9).map(float), unique=True),
+    st.data(),
+)
+def test_a_count_stands_for_as_many_equal_values(rule, values, data):
+    counts = data.draw(hnp.arrays(np.int64, len(values), elements=st.integers(1, 5)))
+    weighted, repeated = RULES[rule](values, counts), RULES[rule](np.repeat(values, counts))
+    assert (weighted.boundary, weighted.evidence) == (repeated.boundary, repeated.evidence)
+    np.testing.assert_allclose(np.repeat(weighted.p_keep, counts), repeated.p_keep, atol=1e-5)
+
+
+def test_a_rule_may_keep_what_is_not_likely_clean():
+    votes = Votes(np.array([0.2, 0.4, 0.9]), 0.5, True, np.array([False, True, True]))
+    assert votes.keep.tolist() == [False, True, True]
+    assert mixture([0.0, 0.1, 0.9, 1.0]).keep.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [1, 0, 2], [1, np.nan, 2], [[1, 2, 3]]])
+@pytest.mark.parametrize("rule", RULES)
+def test_counts_that_do_not_fit_are_refused(rule, counts):
+    with pytest.raises(DataError, match="expected one count above 0 for each of 3 values, got sh"):
+        RULES[rule]([0.1, 0.2, 0.3], counts)

@@ -8,8 +8,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradmimic.canaries import Canaries as Canaries
+    from gradmimic.curate import Quality as Quality
     from gradmimic.curate import Selection as Selection
+    from gradmimic.curate import estimate_quality as estimate_quality
     from gradmimic.curate import select as select
+    from gradmimic.label_issues import find_label_issues as find_label_issues
     from gradmimic.log import ScoreLog as ScoreLog
     from gradmimic.measure import mimic_scores as mimic_scores
     from gradmimic.reference import Reference as Reference
@@ -17,20 +21,28 @@ if TYPE_CHECKING:
     from gradmimic.reweight import GradMimic as GradMimic
 
 _HOME = {
+    "Canaries": "gradmimic.canaries",
     "GradMimic": "gradmimic.reweight",
+    "Quality": "gradmimic.curate",
     "Reference": "gradmimic.reference",
     "ScoreLog": "gradmimic.log",
     "Selection": "gradmimic.curate",
+    "estimate_quality": "gradmimic.curate",
+    "find_label_issues": "gradmimic.label_issues",
     "load_reference": "gradmimic.reference",
     "mimic_scores": "gradmimic.measure",
     "select": "gradmimic.curate",
 }
 
 __all__ = [
+    "Canaries",
     "GradMimic",
+    "Quality",
     "Reference",
     "ScoreLog",
     "Selection",
+    "estimate_quality",
+    "find_label_issues",
     "load_reference",
     "mimic_scores",
     "select",

@@ -159,6 +159,16 @@ class Canaries:
         return plain, rows, noise[rows]
 
 
+def enough(n: int) -> float:
+    """Return a rate of canaries for n samples: 5 %, more where that would be fewer than 500.
+
+    Example:
+        >>> enough(50_000), enough(1_000)
+        (0.05, 0.5)
+    """
+    return max(0.05, min(1.0, 500 / max(n, 1)))
+
+
 def _numbers(ids: list[Any]) -> U64:
     """Return a number for each id that is the same in every process."""
     if ids and isinstance(ids[0], str):

@@ -184,7 +184,8 @@ def _kinds(canary: Sequence[str | None] | None, size: int) -> list[str | None] |
     if canary is None:
         return None
     kinds = canary.tolist() if isinstance(canary, np.ndarray) else list(canary)
-    if len(kinds) != size or not all(kind is None or (kind and type(kind) is str) for kind in kinds):
+    named = all(kind is None or (kind and type(kind) is str) for kind in kinds)
+    if len(kinds) != size or not named:
         raise DataError(
             f"expected canary to be {size} kinds, one per sample id: a name such as 'uniform/10', "
             f"or None for a real sample; got {kinds[:3]}{'…' if len(kinds) > 3 else ''}."

@@ -4,7 +4,9 @@ import sys
 
 import typer
 
+from gradmimic.cli.quality import quality
 from gradmimic.cli.run import run
+from gradmimic.cli.select import select
 from gradmimic.errors import GradMimicError
 
 app = typer.Typer(
@@ -13,7 +15,8 @@ app = typer.Typer(
     add_completion=False,
     help="Does learning from this sample move my weights toward a better model's weights?",
 )
-app.command()(run)
+for command in (run, select, quality):
+    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:

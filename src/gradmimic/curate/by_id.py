@@ -178,14 +178,19 @@ def unique(
 
 
 def read_columns(
-    table: pa.Table | str | os.PathLike[str], id_column: str, value_column: str
+    table: pa.Table | str | os.PathLike[str],
+    id_column: str,
+    value_column: str,
+    *,
+    numbers: bool = True,
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Read two columns, by their names, from a table or a file.
 
     Args:
         table: a table; or the path of a ``.parquet`` file, a folder of them, or a ``.csv`` file.
         id_column: the name of the column of ids.
-        value_column: the name of the column of numbers.
+        value_column: the name of the column of values.
+        numbers: whether the values are scores; else a ``.csv`` file's are read as written.
 
     Raises:
         DataError: there is no such file or column, or it cannot be read.
@@ -197,13 +202,14 @@ def read_columns(
 
     path = Path(table)
     try:
-        rows = dataset.dataset(path, format=_format(path, id_column, value_column))
+        rows = dataset.dataset(path, format=_format(path, id_column, value_column, numbers))
         _check_named(rows.schema.names, [id_column, value_column], str(path))
         read = rows.to_table(columns=[id_column, value_column])
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"cannot read {path}: {error}. It needs a header and a column of numbers for the "
-            "scores; if it has them, it is damaged: write or copy it again."
+            f"cannot read {path}: {error}. It needs a header and a column of "
+            f"{'numbers for the scores' if numbers else 'classes'}; if it has them, it is damaged: "
+            "write or copy it again."
         ) from error
     ids = read[id_column]
     if path.suffix.lower() == ".csv":
@@ -212,7 +218,7 @@ def read_columns(
     return ids, read[value_column]
 
 
-def _format(path: Path, id_column: str, value_column: str) -> Any:
+def _format(path: Path, id_column: str, value_column: str, numbers: bool) -> Any:
     """Tell the format of a file by its name."""
     if path.is_dir() or path.suffix.lower() in (".parquet", ".pq"):
         return "parquet"
@@ -220,7 +226,7 @@ def _format(path: Path, id_column: str, value_column: str) -> Any:
         from pyarrow import csv, dataset
 
         # Ids are read as they are written: "007" and "7" are two samples.
-        types = {id_column: pa.string(), value_column: pa.float64()}
+        types = {id_column: pa.string(), value_column: pa.float64() if numbers else pa.string()}
         return dataset.CsvFileFormat(
             parse_options=csv.ParseOptions(newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=types),

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from gradmimic.curate.isotonic import falling_slope
 from gradmimic.curate.votes import FloatArray, Votes
 from gradmimic.errors import DataError
 
 _REPEATS = 200  # of the bootstrap
-_LEVEL = 1.96  # standard errors of every interval that is reported: 95 %
+LEVEL = 1.96  # standard errors of every interval that is reported: 95 %
 _SEARCH = 3.0  # standard errors of slack while a minimum over many thresholds is sought
 _TAIL = 0.4  # the share of uniform canaries whose losses place the bad samples between the kinds
 
@@ -62,7 +63,8 @@ class Seen(NamedTuple):
     canaries: Mapping[str, Distribution]
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A number in [0, 1] and its 95 % interval."""
 
     value: float
@@ -165,7 +167,7 @@ def auroc(real: Distribution, canary: Distribution, chance: np.random.Generator)
     right = np.searchsorted(canary.values, real.values, side="right")
     # Samples between the same canaries are one cell: sums of Poisson counts are Poisson counts.
     cells, place = np.unique(left + right, return_inverse=True)
-    counts = np.bincount(place, weights=real.counts)
+    counts = np.bincount(place, weights=real.counts).astype(np.float64)
     left, right = cells // 2, (cells + 1) // 2
 
     def area(samples: FloatArray, canaries: FloatArray) -> float:
@@ -200,11 +202,11 @@ def _least_ratio(real: Distribution, canary: Distribution, classes: int | None) 
     g = np.cumsum(canary.counts) / canary.counts.sum()  # [c], at each canary's value
     below = np.r_[0.0, np.cumsum(real.counts)]
     f = below[np.searchsorted(real.values, canary.values, side="right")] / n  # [c]
-    t = int(np.argmin(_wilson(f, n, _SEARCH) / _wilson(g, m, -_SEARCH)))
+    t = int(np.argmin(wilson(f, n, _SEARCH) / wilson(g, m, -_SEARCH)))
     ratios = (
         f[t] / g[t],
-        _wilson(f[t], n, -_LEVEL) / _wilson(g[t], m, _LEVEL),
-        _wilson(f[t], n, _LEVEL) / _wilson(g[t], m, -_LEVEL),
+        wilson(f[t], n, -LEVEL) / wilson(g[t], m, LEVEL),
+        wilson(f[t], n, LEVEL) / wilson(g[t], m, -LEVEL),
     )
     right = 0.0 if classes is None else 1.0 / (classes - 1)  # canaries of bad samples made right
     return Estimate(*(float(np.clip(r / (1 + right * r), 0, 1)) for r in ratios))
@@ -285,12 +287,26 @@ def _size(canary: Distribution) -> float:
     return float(canary.counts.sum())
 
 
-def _wilson(share: FloatArray, n: float, z: float) -> FloatArray:
-    """Return Wilson's bound of a binomial share: the upper one for z > 0, the lower for z < 0."""
+def wilson(share: FloatArray, n: npt.ArrayLike, z: float) -> FloatArray:
+    """Bound a binomial share (Wilson 1927).
+
+    Args:
+        share: observed shares, in [0, 1].
+        n: of how many.
+        z: standard errors: the upper bound where it is positive, the lower where negative.
+
+    Returns:
+        Bounds above 0, of the shape of the shares.
+
+    Example:
+        >>> wilson(np.array([0.5]), 100, 1.96).round(3)
+        array([0.596])
+    """
+    n = np.asarray(n, dtype=np.float64)
     center = share + z**2 / (2 * n)
     width = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    bound: FloatArray = (center + width) / (1 + z**2 / n)
-    return np.maximum(bound, np.finfo(np.float64).tiny)
+    bound: FloatArray = np.maximum((center + width) / (1 + z**2 / n), np.finfo(np.float64).tiny)
+    return bound
 
 
 def _poisson(chance: np.random.Generator, counts: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ was measured stays.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -206,6 +207,19 @@ class Selection:
         table = table.unify_dictionaries()
         taken = {name: table[name].take(rows) for name in columns if name != "sample_id"}
         return pa.table({name: taken.get(name, wanted) for name in columns})
+
+    def reasons(self) -> dict[str, int]:
+        """Count the samples of each reason, the most frequent first.
+
+        Example:
+            >>> Selection.from_scores(["a", "b", "c"], [3.0, 2.0, 1.0]).above(1.5).reasons()
+            {'kept: the score is at least 1.5': 2, 'removed: the score is below 1.5': 1}
+        """
+        counts: Counter[str] = Counter()
+        for batch in self.batches(["reason"]):
+            for entry in batch["reason"].value_counts().to_pylist():
+                counts[entry["values"]] += entry["counts"]
+        return dict(counts.most_common())
 
     def summary(self) -> str:
         """Say in one sentence how much is kept."""

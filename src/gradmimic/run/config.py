@@ -103,11 +103,27 @@ class RunConfig:
     reweight: Literal["all", "scored"] = _key(
         "all", "Training", "Which parameters follow the batch weights."
     )
-    rule: Literal["one_over_b", "two_means", "mixture"] = _key(
-        "mixture", "Selection", "How scores become a decision."
+    canaries: Literal["scored", "trained", "off"] = _key(
+        "scored",
+        "Selection",
+        "Rows with labels corrupted on purpose show what bad samples score. scored: they never "
+        "enter the training; trained: they do, which suits models that memorise.",
     )
-    aggregate: Literal["mean", "majority"] = _key(
-        "mean", "Selection", "Decide once on each sample's mean, or by majority of its visits."
+    canary_rate: float | None = _key(
+        None,
+        "Selection",
+        "The share of samples that serve as canaries; default: 0.05, more where that would be "
+        "fewer than 500.",
+    )
+    rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = _key(
+        "auto",
+        "Selection",
+        "How scores become a decision. auto: calibrated by the canaries, else mixture.",
+    )
+    aggregate: Literal["mean", "majority", "one_coin", "dawid_skene"] = _key(
+        "mean",
+        "Selection",
+        "Decide once on each sample's mean, or let its visits vote: majority, or a label model.",
     )
     seed: int = _key(0, "Run", "Fixes initial weights, batch order and noise.")
     out: str = _key("runs/run", "Run", "The folder for everything the run writes.")
@@ -141,6 +157,10 @@ class RunConfig:
         for name, limit in least.items():
             if (value := getattr(self, name)) is not None and not value >= limit:
                 raise ConfigError(f"{name} must be at least {limit}, got {value}.")
+        if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
+            raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
+        if self.rule == "calibrated" and self.canaries == "off":
+            raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -9,7 +9,7 @@ Everything it leaves lies in one folder.
 import shutil
 from pathlib import Path
 
-from gradmimic.curate import select
+from gradmimic.curate import estimate_quality, select
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.log import ScoreLog
@@ -21,14 +21,15 @@ from gradmimic.run.outcome import (
     notes_on,
     readable,
     scores_by_epoch,
+    write_labels,
     write_metrics,
 )
 from gradmimic.run.page import write_page
 from gradmimic.run.trainings import Progress, train_all
 
 OUTPUTS = (
-    "config.yaml", "reference.pt", "plain.pt", "reweighted.pt", "log", "selection.parquet",
-    "metrics.json", "report.html",
+    "config.yaml", "reference.pt", "plain.pt", "reweighted.pt", "log", "labels.parquet",
+    "selection.parquet", "metrics.json", "report.html",
 )  # fmt: skip
 
 
@@ -57,11 +58,13 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
     trained = train_all(config, inputs, out, progress)
 
     log = ScoreLog.read(out / "log")
-    selection = select(log, config.rule, aggregate=config.aggregate)
-    scores = scores_by_epoch(log, inputs.train)
-    values = measure(inputs, trained, scores, selection)
     files = {"selection": out / "selection.parquet", "metrics": out / "metrics.json"}
-    selection.to_parquet(files["selection"])
+    rule = None if config.rule == "auto" else config.rule
+    selection = select(log, rule, aggregate=config.aggregate, out=files["selection"])
+    labels = write_labels(out / "labels.parquet", inputs.train)
+    quality = estimate_quality(log, labels=labels) if config.canaries != "off" else None
+    scores = scores_by_epoch(log, inputs.train)
+    values = measure(inputs, trained, scores, selection, quality)
     write_metrics(files["metrics"], values, config)
     if config.report:
         files["report"] = out / "report.html"

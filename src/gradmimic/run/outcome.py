@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from gradmimic.atomic import atomic_write
-from gradmimic.curate import Selection
+from gradmimic.curate import Quality, Selection
+from gradmimic.curate.export import export
 from gradmimic.data import Samples
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
+from gradmimic.report.numbers import percent
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.metrics import auroc, detection
@@ -44,7 +49,11 @@ Scores = Mapping[int, npt.NDArray[np.float32]]
 
 
 def measure(
-    inputs: Inputs, trained: Trained, scores: Scores, selection: Selection
+    inputs: Inputs,
+    trained: Trained,
+    scores: Scores,
+    selection: Selection,
+    quality: Quality | None,
 ) -> dict[str, Any]:
     """Collect every number of a run.
 
@@ -53,6 +62,7 @@ def measure(
         trained: the curves.
         scores: every score, by epoch.
         selection: what stage 2 decided.
+        quality: what the canaries say, where there are any.
 
     Returns:
         Plain numbers by name; None where something cannot be known.
@@ -76,6 +86,7 @@ def measure(
         "auroc": None,
         "auroc_per_epoch": None,
         "detection": None,
+        "quality": None if quality is None else quality.as_dict(),
     }
     if trained.plain.accuracy:
         values["gain"] = trained.reweighted.accuracy[-1] - trained.plain.accuracy[-1]
@@ -93,7 +104,7 @@ def measure(
 
 def scores_by_epoch(log: LogReader, samples: Samples) -> Scores:
     """Arrange the log's scores by epoch and by the samples' order."""
-    rows = log.scan(["sample_id", "epoch", "score"])
+    rows = log.scan(["sample_id", "epoch", "score"], pc.field("canary").is_null())
     order = np.argsort(samples.ids)
     place = order[np.searchsorted(samples.ids[order], rows["sample_id"].to_numpy())]  # [visits]
     epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
@@ -112,6 +123,7 @@ def readable(values: Mapping[str, Any]) -> list[Metric]:
         Metric("samples trained on", values["samples"]),
         Metric("samples that could not be read", len(values["skipped"]) or None),
         Metric("trusted samples", values["trusted"] or None),
+        *_of_quality(values["quality"]),
         Metric("labels known to be wrong", values["noise_rate"], "of all", percent=True),
         Metric("test accuracy, reference", values["reference_accuracy"], "0 to 1", percent=True),
         Metric("test accuracy, plain", last_accuracy(values, "plain"), higher, percent=True),
@@ -123,6 +135,26 @@ def readable(values: Mapping[str, Any]) -> list[Metric]:
         Metric("F1 of removal", found.get("f1"), "0 to 1, higher is better"),
     ]
     return [row for row in rows if row.value is not None]
+
+
+def _of_quality(quality: Mapping[str, Any] | None) -> list[Metric]:
+    """Pick what the canaries say; it needs no labels known to be right."""
+    if quality is None:
+        return []
+    rate, (kind, area) = quality["noise_rate"], next(iter(quality["auroc"].items()))
+    return [
+        Metric(
+            "labels estimated to be wrong",
+            rate["value"],
+            f"95 % interval {percent(rate['low'])} to {percent(rate['high'])}",
+            percent=True,
+        ),
+        Metric(
+            f"AUROC of {kind.partition('/')[0]} canaries",
+            area["value"],
+            f"95 % interval {area['low']:.3f} to {area['high']:.3f}; 0.5 is chance",
+        ),
+    ]
 
 
 def last_accuracy(values: Mapping[str, Any], which: str) -> float | None:
@@ -155,8 +187,16 @@ def notes_on(values: Mapping[str, Any]) -> list[str]:
     if reference is not None and accuracies and accuracies[-1] <= reference:
         notes.append("The reference alone is at least as accurate on the test set as the model.")
     if values["removed"] == 0:
-        notes.append("The scores do not form two groups, so every sample is kept.")
+        notes.append("Nothing in the scores speaks against any sample, so every sample is kept.")
     return notes
+
+
+def write_labels(path: Path, samples: Samples) -> tuple[Any, list[str]]:
+    """Write every sample's given class, for ``gradmimic quality``, and return ids and classes."""
+    labels = [samples.classes[label] for label in samples.labels]
+    with export(path) as file:
+        pq.write_table(pa.table({"sample_id": pa.array(samples.ids), "label": labels}), file)
+    return samples.ids, labels
 
 
 def write_metrics(path: Path, values: Mapping[str, Any], config: RunConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradmimic.canaries import Canaries
 from gradmimic.measure import check_losses
 from gradmimic.reweight import GradMimic
 
@@ -60,6 +61,7 @@ def train(
     seed: int,
     test: Rows | None = None,
     mimic: GradMimic | None = None,
+    canaries: Canaries | None = None,
     ids: list[int] | list[str] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Curve:
@@ -75,6 +77,7 @@ def train(
         seed: fixes the order of the batches.
         test: measured after every epoch.
         mimic: re-weights every batch, where given.
+        canaries: drawn from every batch for the mimic to score.
         ids: ``[n]`` sample ids for the mimic's log.
         on_step: called after every step.
 
@@ -99,13 +102,15 @@ def train(
             last_epoch, total, seen = epoch, 0.0, 0
         model.train()
         x, y = data.inputs[rows], data.labels[rows]
+        batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
         with mimic or nullcontext():
-            losses = F.cross_entropy(model(x), y, reduction="none")  # [b]
+            logits = model(x)  # [b, K]
+            losses = F.cross_entropy(logits, y, reduction="none")  # [b]
+            drawn = canaries.labels(logits, y, batch_ids) if mimic and canaries else None
         if mimic is None:
             loss = check_losses(losses).mean()
         else:
-            batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
-            loss = mimic.weigh(losses, batch_ids, epoch=epoch)
+            loss = mimic.weigh(losses, batch_ids, epoch=epoch, canaries=drawn)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

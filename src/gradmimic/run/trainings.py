@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmimic.atomic import atomic_write
+from gradmimic.canaries import Canaries, enough
 from gradmimic.data import Samples
 from gradmimic.direction import choose
 from gradmimic.errors import ReferenceMismatchError
@@ -108,6 +109,11 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
     plain = fit("plain", part, data, config.epochs, config.seed, test=test)
     _save(model, out / "plain.pt")
 
+    canaries = None
+    if config.canaries != "off":
+        trained = config.canaries == "trained"
+        rate = config.canary_rate or enough(len(data))
+        canaries = Canaries(rate, seed=config.seed, trained=trained)
     model, part = start()
     with ScoreLog(out / "log", config=config.as_dict(), seed=config.seed) as log:
         mimic = GradMimic(
@@ -127,6 +133,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             config.seed,
             test=test,
             mimic=mimic,
+            canaries=canaries,
             ids=inputs.train.ids.tolist(),
         )
     _save(model, out / "reweighted.pt")

@@ -1,0 +1,317 @@
+"""How a decision is made: rules judge histograms, label models judge patterns of votes.
+
+    visits → histogram of each scorer and epoch → rule → threshold → votes → label model ┐
+    visits → mean of each sample → histogram → rule ─────────────────────────────────────┴► said
+
+What is *said* is a small table: of each bin, or pattern of votes, whether to keep, how sure,
+and why. Joined to the samples it is the selection, see ``gradmimic.curate.plan``.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gradmimic.curate import label_model
+from gradmimic.curate.selection import Selection
+from gradmimic.curate.votes import ROUNDING, RULES, BoolArray, FloatArray, Votes
+from gradmimic.errors import ConfigError
+from gradmimic.log_reader import LogReader
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+    from gradmimic.curate.canaries import Calibration
+    from gradmimic.curate.histogram import Histogram
+    from gradmimic.curate.plan import Group
+    from gradmimic.curate.visits import Visits
+
+    _Seen = tuple[Histogram, Mapping[str, Histogram]]
+
+Log: TypeAlias = LogReader | pa.Table | str | os.PathLike[str]
+Rule = Literal["calibrated", "one_over_b", "two_means", "mixture"]
+Aggregate = Literal["mean", "majority", "one_coin", "dawid_skene"]
+
+_RULES = ("calibrated", *RULES)
+_AGGREGATES = ("mean", "majority", "one_coin", "dawid_skene")
+_BOUNDARY = {
+    "calibrated": ("score", "the canaries' threshold"),
+    "one_over_b": ("relative weight", "the uniform share"),
+    "two_means": ("score", "the two-means boundary"),
+    "mixture": ("score", "the mixture's boundary"),
+}
+_NO_GROUPS = "do not form two groups, so nothing speaks against this sample"
+_NO_CANARIES = "are no higher than the canaries', so nothing speaks against this sample"
+_MOST_CELLS = 4_000_000  # of a matrix of vote patterns; beyond, votes are counted by scorer
+
+
+class _Said(NamedTuple):
+    """What is said of each bin, or of each pattern of votes."""
+
+    keys: dict[str, npt.NDArray[Any]]  # columns [p] that the samples have too
+    keep: BoolArray  # [p]
+    p_clean: FloatArray  # [p]
+    reasons: list[str]  # [p]
+
+
+def decide(
+    log: Log,
+    rule: Rule | None,
+    *,
+    aggregate: Aggregate = "mean",
+    scorer: str | Sequence[str] = "mimic",
+    voters: Mapping[str, Selection] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    backend: Any = None,
+    memory_limit: str | None = None,
+    temp_folder: str | os.PathLike[str] | None = None,
+) -> tuple[Selection, "Calibration | None"]:
+    """Do what ``select`` does, and return what the canaries told beside it.
+
+    Args: as of ``select``.
+
+    Returns:
+        The selection; and the calibration of the mean scores, None for other rules than
+        ``"calibrated"`` and other aggregates than ``"mean"``.
+    """
+    scorers = [scorer] if isinstance(scorer, str) else list(dict.fromkeys(scorer))
+    voters = dict(voters or {})
+    _check_choices(rule, aggregate, scorers, voters)
+    # Here, and not above: whoever only reads selections need not wait for these to load.
+    from gradmimic.curate import plan
+    from gradmimic.curate.backends import connect
+    from gradmimic.curate.visits import Visits
+
+    with connect(backend, memory_limit, temp_folder) as engine:
+        relative = rule == "one_over_b"
+        edge = 1.0 - ROUNDING if relative else None
+        visits = Visits(engine, log, scorers, relative=relative, edge=edge)
+        with visits.blaming_parts():
+            chosen = _chosen_rule(rule, visits, by_visit=aggregate != "mean")
+            calibration = None
+            if aggregate == "mean":
+                samples, said, calibration = _by_mean(visits, chosen)
+            else:
+                samples, said = _by_votes(visits, chosen, aggregate, voters)
+        reasons = list(dict.fromkeys(said.reasons))
+        number = {reason: position for position, reason in enumerate(reasons)}
+        columns = {
+            **said.keys,
+            "keep": said.keep,
+            "p_clean": said.p_clean,
+            "reason": pa.array([number[reason] for reason in said.reasons], pa.int32()),
+        }
+        table = engine.table(pa.table(columns))
+        rows = plan.decided(engine.unpacked, samples, table, list(said.keys), reasons)
+        if out is None:
+            return Selection(engine.fetch(rows)), calibration
+        engine.write(rows, Path(out))
+        return Selection.from_parquet(out), calibration
+
+
+def _chosen_rule(rule: Rule | None, visits: "Visits", *, by_visit: bool) -> str:
+    """Return the rule to use, having checked that there are the canaries it needs."""
+    without = [voter for voter in visits.voters if not voter.canaries]
+    usable = not without if by_visit else len(without) < len(visits.voters)
+    if rule is None:
+        return "calibrated" if usable else "mixture"
+    if rule == "calibrated" and not usable:
+        first = without[0]
+        where = f" in epoch {first.epoch}" if len(without) < len(visits.voters) else ""
+        raise ConfigError(
+            f"rule='calibrated' learns from canaries, but {visits.where} has none of scorer "
+            f"{first.scorer!r}{where}. Score canaries while training, as gradmimic run does, or "
+            "choose rule='mixture', which needs none."
+        )
+    return rule
+
+
+def _by_mean(visits: "Visits", rule: str) -> tuple["ir.Table", _Said, "Calibration | None"]:
+    """Average over the visits, then apply the rule once."""
+    from gradmimic.curate import plan
+    from gradmimic.curate.histogram import grid_of, histograms
+
+    fetch, relative = visits.engine.fetch, rule == "one_over_b"
+    never = [np.inf] * len(visits.voters)
+    coded = len(never) <= plan.MOST_CODED
+    samples = visits.samples(never, with_x=relative, coded=coded)
+    means = samples if relative else samples.mutate(x=samples.score)
+    levels = histograms(fetch(plan.mean_levels(means)), [])[()]
+    grid = grid_of(levels, 1.0 - ROUNDING if relative else None)
+    real = histograms(fetch(plan.mean_bins(means, [], grid)), [])[()]
+    calibration = None
+    if rule == "calibrated":
+        bins = plan.mean_bins(visits.canary_means(), ["canary"], grid)
+        found = histograms(fetch(bins), ["canary"])
+        canaries = {kind: own for (kind,), own in found.items()}
+        by_visit = _by_visit(visits.histograms(with_losses=True))
+        calibration = _calibrated([seen for seen in by_visit if seen[1]], (real, canaries))
+        votes = calibration.votes
+    else:
+        votes = RULES[rule](real.values, real.counts)
+    name, boundary = _BOUNDARY[rule]
+    limit = f"{boundary} {1.0 if relative else _threshold(real, votes):.4g}"
+    removed = f"removed: the mean {name} is below {limit}"
+    kept = f"kept: the mean {name} is not below {limit}"
+    if not votes.evidence:
+        kept = f"kept: the mean scores {_no_evidence(rule)}"
+    elif votes.boundary == -np.inf:
+        kept = "kept: the canaries find no sample to remove"
+    said = _Said(
+        {"bin": real.bins.astype(np.int32)},
+        votes.keep,
+        votes.p_keep,
+        [kept if keep else removed for keep in votes.keep],
+    )
+    return plan.with_bin(means, grid), said, calibration
+
+
+def _by_votes(
+    visits: "Visits", rule: str, aggregate: str, voters: Mapping[str, Selection]
+) -> tuple["ir.Table", _Said]:
+    """Apply the rule at every visit, then count or weigh the votes."""
+    from gradmimic.curate import plan
+
+    thresholds, evidence = [], bool(voters)
+    for seen in _by_visit(visits.histograms(with_losses=rule == "calibrated")):
+        real = seen[0]
+        if rule == "calibrated":
+            votes = _calibrated([seen], seen).votes
+        else:
+            votes = RULES[rule](real.values, real.counts)
+        thresholds.append(_threshold(real, votes))
+        evidence |= votes.evidence
+    samples, groups = _with_voters(visits, thresholds, voters)
+    samples = plan.with_tallies(samples, groups)
+    keys, ayes, cast, counts = _patterns(visits, samples, groups, aggregate)
+    if aggregate == "majority":
+        p_clean = label_model.mean(ayes, cast - ayes)
+    else:
+        model = label_model.one_coin if aggregate == "one_coin" else label_model.dawid_skene
+        p_clean = model(ayes, cast - ayes, counts).p_keep
+    keep = p_clean >= 0.5
+    if evidence:
+        reasons = _tallied(ayes.sum(axis=1), cast.sum(axis=1), p_clean, aggregate, len(groups))
+    else:
+        reasons = [f"kept: at every visit the scores {_no_evidence(rule)}"] * len(keep)
+    return samples, _Said(keys, keep, p_clean, reasons)
+
+
+def _tallied(
+    ayes: npt.NDArray[Any], cast: npt.NDArray[Any], p_clean: FloatArray, aggregate: str, groups: int
+) -> list[str]:
+    """Say how each pattern's votes fell."""
+    votes = "visits voted to keep" if groups == 1 else "votes were to keep"
+    weighed = "" if aggregate == "majority" else ", weighed by accuracy"
+    return [
+        f"{'kept' if p >= 0.5 else 'removed'}: {yes} of {total} {votes}{weighed}"
+        + (", a tie" if tie else "")
+        for p, yes, total, tie in zip(
+            p_clean, ayes.tolist(), cast.tolist(), label_model.is_tie(p_clean), strict=True
+        )
+    ]
+
+
+def _with_voters(
+    visits: "Visits", thresholds: list[float], voters: Mapping[str, Selection]
+) -> tuple["ir.Table", list["Group"]]:
+    """Return the samples with all votes on them, and the groups of voters."""
+    from gradmimic.curate import plan
+
+    groups = visits.groups
+    total = sum(group.size for group in groups)
+    coded = total + len(voters) <= plan.MOST_CODED
+    samples = visits.samples(thresholds, with_x=False, coded=coded)
+    for number, (name, selection) in enumerate(voters.items()):
+        other = visits.other(name, selection)
+        position = total + number
+        samples = plan.with_voter(samples, other, position if coded else len(groups), coded)
+        groups.append(plan.Group(position, 1))
+    return (visits.engine.store(samples) if voters else samples), groups
+
+
+def _patterns(
+    visits: "Visits", samples: "ir.Table", groups: Sequence["Group"], aggregate: str
+) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the distinct votes: as keys, as ayes and votes cast ``[p, g]``, and their counts."""
+    from gradmimic.curate import plan
+
+    fetch = visits.engine.fetch
+    if aggregate == "majority":
+        found = fetch(plan.patterns(samples, ["ayes", "cast"]))
+        keys = {name: found[name].to_numpy() for name in ("ayes", "cast")}
+        ayes, cast = (keys[name][:, None] for name in ("ayes", "cast"))
+        return keys, ayes, cast, found["rows"].to_numpy()
+    voters = sum(group.size for group in groups)
+    if "pattern" in samples.columns:
+        distinct = plan.patterns(samples, ["pattern"])
+        if fetch(distinct.count().as_table())[0][0].as_py() * voters <= _MOST_CELLS:
+            found = fetch(distinct)
+            code = found["pattern"].to_numpy()
+            bits = code[:, None] >> np.arange(voters)  # [p, voters]
+            ayes, cast = bits >> plan.MOST_CODED & 1, bits & 1
+            return {"pattern": code}, ayes, cast, found["rows"].to_numpy()
+    names = [f"{name}_{number}" for name in ("ayes", "cast") for number in range(len(groups))]
+    found = fetch(plan.patterns(samples, names))
+    keys = {name: found[name].to_numpy() for name in names}
+    ayes, cast = np.split(np.stack(list(keys.values()), axis=1), 2, axis=1)
+    return keys, ayes, cast, found["rows"].to_numpy()
+
+
+def _by_visit(found: "Mapping[tuple[int, str | None], Histogram]") -> "list[_Seen]":
+    """Put the samples' and the canaries' histograms of each voter together, in order."""
+    seen: dict[int, _Seen] = {}
+    for voter in sorted({voter for voter, _ in found}):
+        seen[voter] = (
+            found[voter, None],
+            {kind: own for (other, kind), own in found.items() if other == voter and kind},
+        )
+    return list(seen.values())
+
+
+def _calibrated(visits: "Sequence[_Seen]", mean: "_Seen") -> "Calibration":
+    """Learn from the canaries."""
+    from gradmimic.curate.canaries import Distribution, Seen, calibrate
+
+    def distribution(found: "Histogram") -> Distribution:
+        losses = np.zeros(len(found.bins)) if found.losses is None else found.losses
+        return Distribution(found.values, found.counts.astype(np.float64), losses)
+
+    def seen(real: "Histogram", canaries: "Mapping[str, Histogram]") -> Seen:
+        return Seen(distribution(real), {kind: distribution(own) for kind, own in canaries.items()})
+
+    return calibrate([seen(*visit) for visit in visits], seen(*mean))
+
+
+def _threshold(found: "Histogram", votes: Votes) -> float:
+    """Return the lowest value that is kept: −∞ for all, ∞ for none."""
+    keep = votes.keep
+    if keep.all():
+        return -np.inf
+    return float(found.low[keep].min()) if keep.any() else np.inf
+
+
+def _no_evidence(rule: str) -> str:
+    """Say why nothing speaks against any sample."""
+    return _NO_CANARIES if rule == "calibrated" else _NO_GROUPS
+
+
+def _check_choices(
+    rule: str | None, aggregate: str, scorers: Sequence[str], voters: Mapping[str, Selection]
+) -> None:
+    """Refuse unknown options, naming those there are, and those that do not fit each other."""
+    for name, value, choices in (("rule", rule, _RULES), ("aggregate", aggregate, _AGGREGATES)):
+        if value is not None and value not in choices:
+            raise ConfigError(f"there is no {name} {value!r}; choose one of {list(choices)}.")
+    if not scorers:
+        raise ConfigError("expected a scorer's name or several, got none.")
+    if aggregate == "mean" and (len(scorers) > 1 or voters):
+        raise ConfigError(
+            f"aggregate='mean' judges one scorer's scores, but there are {len(scorers)} scorers "
+            f"and {len(voters)} other voters. Choose 'majority', 'one_coin' or 'dawid_skene', "
+            "which count their votes together."
+        )
