@@ -23,7 +23,7 @@ def quality(
         Path | None, typer.Option(help="Write every number as JSON.", show_default=False)
     ] = None,
 ) -> None:
-    """Estimate the share of useful samples, with 95 % intervals, from the canaries in the logs.
+    """Estimate the share of useful samples, with intervals, from the canaries in the logs.
 
     The interval reaches from errors that confuse similar classes to errors spread over all.
     """

@@ -73,7 +73,7 @@ def print_qualities(found: Mapping[str, Quality]) -> None:
     console = Console()
     ranked = sorted(found, key=lambda name: -found[name].quality.value)
     name_column = Column("data set", overflow="fold")
-    table = Table(name_column, "quality", "95 % interval", "samples", "visits", "canary AUROC")
+    table = Table(name_column, "quality", "interval", "samples", "visits", "canary AUROC")
     for name in ranked:
         own = found[name]
         aurocs = (f"{kind.partition('/')[0]} {area.value:.3f}" for kind, area in own.auroc.items())
@@ -101,7 +101,7 @@ def print_qualities(found: Mapping[str, Quality]) -> None:
 
 def _print_classes(console: Console, name: str, quality: Quality) -> None:
     """Print the quality of each class, the worst first."""
-    table = Table("class", "quality", "95 % interval", title=Text(name))
+    table = Table("class", "quality", "interval", title=Text(name))
     for label, own in sorted(quality.by_class.items(), key=lambda item: item[1].value):
         interval = f"{own.low:.3f} – {own.high:.3f}"
         table.add_row(Text(str(label)), f"{own.value:.3f}", interval)

@@ -32,9 +32,9 @@ from gradmimic.curate.votes import FloatArray, Votes
 from gradmimic.errors import DataError
 
 _REPEATS = 200  # of the bootstrap
-LEVEL = 1.96  # standard errors of every interval that is reported: 95 %
-_SEARCH = 3.0  # standard errors of slack while a minimum over many thresholds is sought
-_TAIL = 0.4  # the share of uniform canaries whose losses place the bad samples between the kinds
+_SLACK = 3.5  # standard errors: 2 for an interval, and more since a minimum was sought
+_LEAST = 0.05  # the share of canaries that a threshold needs below it: outliers come in clusters
+_TAIL = 0.37  # the share of uniform canaries whose losses place the bad samples between the kinds
 
 
 class Distribution(NamedTuple):
@@ -65,7 +65,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number in [0, 1] and its 95 % interval."""
+    """A number in [0, 1] and an interval that holds the true one."""
 
     value: float
     low: float
@@ -202,12 +202,10 @@ def _least_ratio(real: Distribution, canary: Distribution, classes: int | None) 
     g = np.cumsum(canary.counts) / canary.counts.sum()  # [c], at each canary's value
     below = np.r_[0.0, np.cumsum(real.counts)]
     f = below[np.searchsorted(real.values, canary.values, side="right")] / n  # [c]
-    t = int(np.argmin(wilson(f, n, _SEARCH) / wilson(g, m, -_SEARCH)))
-    ratios = (
-        f[t] / g[t],
-        wilson(f[t], n, -LEVEL) / wilson(g[t], m, LEVEL),
-        wilson(f[t], n, LEVEL) / wilson(g[t], m, -LEVEL),
-    )
+    low = wilson(f, n, -_SLACK) / wilson(g, m, _SLACK)
+    high = wilson(f, n, _SLACK) / wilson(g, m, -_SLACK)
+    t = int(np.argmin(np.where(g < _LEAST, np.inf, high)))
+    ratios = f[t] / g[t], low[t], high[t]
     right = 0.0 if classes is None else 1.0 / (classes - 1)  # canaries of bad samples made right
     return Estimate(*(float(np.clip(r / (1 + right * r), 0, 1)) for r in ratios))
 

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from gradmimic.curate.by_id import ById, aligned
-from gradmimic.curate.canaries import LEVEL, Estimate, wilson
+from gradmimic.curate.canaries import Estimate, wilson
 from gradmimic.curate.decide import Log, decide
 from gradmimic.curate.export import export
 from gradmimic.curate.selection import Selection
+
+_TWO_SIDED = 1.96  # standard errors of a class's share within a sure whole: 95 %
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Quality:
     """An estimate of a data set's quality.
 
     Attributes:
-        quality: the share of useful samples, in [0, 1], higher is better; 95 % interval.
+        quality: the share of useful samples, in [0, 1], higher is better.
         noise_rate: 1 − quality.
         samples: how many samples were judged.
         visits: how often, in all.
@@ -141,8 +143,8 @@ def _by_class(selection: Selection, labels: ById, rate: Estimate) -> dict[int | 
     counts = np.bincount(place)  # [classes]
     shares = np.bincount(place, weights=p_bad) / counts
     wide, narrow = (bound / rate.value if rate.value else 1.0 for bound in (rate.high, rate.low))
-    high = wilson(np.clip(shares * wide, 0.0, 1.0), counts, LEVEL)
-    low = wilson(shares * narrow, counts, -LEVEL)
+    high = wilson(np.clip(shares * wide, 0.0, 1.0), counts, _TWO_SIDED)
+    low = wilson(shares * narrow, counts, -_TWO_SIDED)
     return {
         name: _complement(Estimate(share, min(share, least), max(share, most)))
         for name, share, least, most in zip(

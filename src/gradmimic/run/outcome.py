@@ -146,7 +146,7 @@ def _of_quality(quality: Mapping[str, Any] | None) -> list[Metric]:
         Metric(
             "labels estimated to be wrong",
             rate["value"],
-            f"95 % interval {percent(rate['low'])} to {percent(rate['high'])}",
+            f"interval {percent(rate['low'])} to {percent(rate['high'])}",
             percent=True,
         ),
         Metric(
