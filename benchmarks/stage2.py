@@ -53,7 +53,9 @@ def main() -> None:
         folder = options.folder / f"{n}{'-canaries' if options.canaries else ''}"
         if not folder.exists():
             write_log(folder, n, options.canaries)
-        rows.append({"samples": n, "visits": n * VISITS, **in_own_process(folder, options)})
+        load = os.getloadavg()[0]  # what else the machine does
+        measured = in_own_process(folder, options)
+        rows.append({"samples": n, "visits": n * VISITS, "load_before": load, **measured})
         show(rows)
     name = "stage2_canaries" if options.canaries else "stage2"
     print(f"saved to {save(name, rows, ' '.join(['python', *sys.argv]))}")
@@ -78,12 +80,14 @@ def stage2(folder: Path, canaries: bool) -> dict[str, Any]:
     size = out.stat().st_size
     for file in (out, subset):
         file.unlink()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "select_s": selected - start,
         "datacomp_s": end - selected,
+        "cpu_s": usage.ru_utime + usage.ru_stime,  # of both cores, whatever else they do
         "kept": kept,
         "parquet_bytes": size,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": usage.ru_maxrss * 1024,
     }
 
 
@@ -102,12 +106,13 @@ def in_own_process(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table so far, and how time grows with size."""
     table = Table()
-    for name in ("samples", "visits", "select, s", "DataComp, s", "total, s", "peak, GB"):
+    for name in ("samples", "visits", "select, s", "DataComp, s", "total, s", "CPU, s", "peak, GB"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             f"{row['samples']:,}", f"{row['visits']:,}", f"{row['select_s']:.1f}",
-            f"{row['datacomp_s']:.1f}", f"{row['total_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}",
+            f"{row['datacomp_s']:.1f}", f"{row['total_s']:.1f}", f"{row['cpu_s']:.1f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
         )  # fmt: skip
     Console().print(table)
     if len(rows) > 1:
@@ -181,5 +186,4 @@ def _text(digits: np.ndarray[Any, np.dtype[np.uint8]]) -> pa.Array:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
     main()

@@ -34,7 +34,7 @@ def write_log(folder, rho, *, n=4000, visits=2, canaries=True, seed=0, prefix=""
 
 
 def test_the_share_of_useful_samples_comes_back_with_an_interval(tmp_path):
-    ids, bad = write_log(tmp_path, 0.3)
+    ids, _bad = write_log(tmp_path, 0.3)
     labels = np.where(np.arange(4000) < 2400, "half bad", "clean")
     found = estimate_quality(tmp_path, labels=(ids, labels))
     assert found.quality.value == pytest.approx(0.7, abs=0.03)
@@ -62,7 +62,9 @@ def test_canaries_are_excluded_from_every_selection(tmp_path):
     calibrated = select(with_canaries)
     assert len(calibrated) == 4000
     assert set(calibrated.table["visits"].to_pylist()) == {2}
-    assert calibrated.table["reason"][0].as_py().startswith("removed: the mean score is below the can")
+    assert (
+        calibrated.table["reason"][0].as_py().startswith("removed: the mean score is below the can")
+    )
     removed = ~calibrated.mask(ids)
     assert (removed == bad).mean() > 0.98
 
@@ -151,7 +153,7 @@ def test_quality_reads_classes_from_a_file(tmp_path, capsys, monkeypatch):
 
 def test_select_from_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    ids, bad = write_log(tmp_path / "run" / "log", 0.3, n=400)
+    ids, _bad = write_log(tmp_path / "run" / "log", 0.3, n=400)
     clip = Selection.from_scores(ids, np.linspace(0, 1, 400)).top(0.5)
     clip.to_parquet(tmp_path / "clip.parquet")
     out = run(

@@ -1,9 +1,14 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from stage2_logs import logged
 
-from gradmimic.curate import select
+from gradmimic.curate import Selection, label_model, select
 from gradmimic.errors import ConfigError, LogError
 from gradmimic.log import ScoreLog
 
@@ -92,12 +97,12 @@ def test_the_default_finds_the_noise_that_the_uniform_share_overstates():
 
 
 @pytest.mark.parametrize("rule", ["one_over_b", "two_means", "mixture"])
-@pytest.mark.parametrize("aggregate", ["mean", "majority"])
+@pytest.mark.parametrize("aggregate", ["mean", "majority", "one_coin", "dawid_skene"])
 @pytest.mark.parametrize("scores", [[[0.7] * 4], [[0.1] * 4, [0.1] * 4], [[0.3]]])
 def test_equal_scores_and_single_samples_are_kept(rule, aggregate, scores):
     selection = select(visits(scores), rule, aggregate=aggregate)
     assert all(column(selection, "keep"))
-    assert set(column(selection, "p_clean")) == {1.0}
+    np.testing.assert_allclose(column(selection, "p_clean"), 1.0, atol=1e-9)
     if rule != "one_over_b":
         assert "do not form two groups, so nothing speaks against" in column(selection, "reason")[0]
 
@@ -184,8 +189,15 @@ def test_what_is_no_log_is_refused(tmp_path):
         select(table.drop_columns("canary"))
     with pytest.raises(LogError, match=r"the table has null values in \['score'\]"):
         select(visits([[1.0, 0.0]], score=pa.array([1.0, None])))
-    with pytest.raises(LogError, match="has columns of other types than a score log"):
-        select(visits([[1.0, 0.0]], epoch=["first", "first"]))
+    for wrong in ({"epoch": ["first"] * 2}, {"sample_id": [0.5, 1.5]}, {"canary": [False] * 2}):
+        with pytest.raises(LogError, match="has columns of other types than a score log"):
+            select(visits([[1.0, 0.0]], **wrong))
+    coded = visits([[1.0, 0.0, 1.1]], ids=["b", "a", "c"])
+    coded = coded.set_column(0, "sample_id", coded["sample_id"].dictionary_encode())
+    assert select(coded, "two_means").kept.tolist() == ["b", "c"]
+    too_large = visits([[1.0, 0.0]], sample_id=pa.array([1, 2**63], pa.uint64()))
+    with pytest.raises(LogError, match="other types than a score log: .* not in range"):
+        select(too_large)
 
 
 def test_visits_are_told_apart_by_step_where_the_epoch_is_not_known(tmp_path):
@@ -204,3 +216,156 @@ def test_visits_are_told_apart_by_step_where_the_epoch_is_not_known(tmp_path):
         twice = pa.concat_tables([log.scan(), again])
         with pytest.raises(LogError, match=r"visited more than once.*steps \[0, 0\]"):
             select(twice)
+
+
+def with_canaries(n=600, epochs=3, seed=0):
+    """Every fifth sample is bad, and canaries score as these do."""
+    rng = np.random.default_rng(seed)
+    bad = np.arange(n) % 5 == 0
+    real = visits(rng.normal(np.where(bad, -1.5, 1.5), 1.0, size=(epochs, n)))
+    marked = visits(rng.normal(-1.5, 1.0, size=(epochs, n // 3)))
+    marked = marked.set_column(7, "canary", pa.array(["swapped"] * len(marked)))
+    log = pa.concat_tables([real, marked])
+    return log.append_column("loss", pa.array(-log["score"].to_numpy())), bad
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "majority"])
+def test_canaries_decide_where_the_log_has_them(aggregate):
+    log, bad = with_canaries()
+    selection = select(log, aggregate=aggregate)
+    assert selection.table.equals(select(log, "calibrated", aggregate=aggregate).table)
+    assert len(selection) == len(bad)
+    assert (selection.mask() == ~bad).mean() > 0.95
+    assert set(column(selection, "visits")) == {3}
+    if aggregate == "mean":
+        assert "is below the canaries' threshold" in column(selection, "reason")[0]
+        p_clean = np.array(column(selection, "p_clean"))
+        assert (1 - p_clean).mean() == pytest.approx(0.2, abs=0.04)
+
+
+def test_without_canaries_the_mixture_decides_and_the_reasons_say_so():
+    log, _ = with_canaries()
+    real = log.filter(pc.is_null(log["canary"]))
+    selection = select(real)
+    assert selection.table.equals(select(real, "mixture").table)
+    scores, keep = np.array(column(selection, "score")), np.array(column(selection, "keep"))
+    boundary = f"{scores[keep].min():.4g}"
+    assert set(column(selection, "reason")) == {
+        f"kept: the mean score is not below the mixture's boundary {boundary}",
+        f"removed: the mean score is below the mixture's boundary {boundary}",
+    }
+    with pytest.raises(
+        ConfigError,
+        match="rule='calibrated' learns from canaries, but the table has none of scorer 'mimic'. "
+        "Score canaries while training, as gradmimic run does, or choose rule='mixture'",
+    ):
+        select(real, "calibrated")
+
+
+def test_a_visit_without_canaries_can_not_be_calibrated_by_itself():
+    log, bad = with_canaries()
+    last = pc.and_(pc.is_valid(log["canary"]), pc.equal(log["epoch"], 2))
+    log = log.filter(pc.invert(last))
+    assert "canaries' threshold" in column(select(log), "reason")[0]  # the mean over the visits can
+    assert (select(log).mask() == ~bad).mean() > 0.95
+    with pytest.raises(ConfigError, match="has none of scorer 'mimic' in epoch 2. Score canaries"):
+        select(log, "calibrated", aggregate="majority")
+    assert len(select(log, aggregate="majority")) == len(bad)  # by the mixture
+    with pytest.raises(LogError, match="the table lacks the column loss.*or choose rule='mixture'"):
+        select(log.drop_columns("loss"))
+
+
+def test_canaries_that_score_no_lower_speak_against_nobody():
+    log, _ = with_canaries()
+    score = np.where(log["canary"].is_valid().to_numpy(), 9.0, log["score"].to_numpy())
+    selection = select(log.set_column(4, "score", pa.array(score)))
+    assert all(column(selection, "keep"))
+    [reason] = set(column(selection, "reason"))
+    assert reason == (
+        "kept: the mean scores are no higher than the canaries', so nothing speaks against this "
+        "sample"
+    )
+
+
+def test_several_scorers_vote_together():
+    scores = np.array([[1.0, 0.0, 1.1, 0.1, 1.2], [0.9, 0.1, N, 0.0, 1.0]])
+    other = np.array([[1.0, 1.1, 0.0, 0.1, 1.2]])
+    table = pa.concat_tables([visits(scores), visits(other, scorer=["loss"] * 5)])
+    selection = select(table, "two_means", aggregate="majority", scorer=["mimic", "loss"])
+    assert column(selection, "p_clean") == [1.0, pytest.approx(1 / 3), 0.5, 0.0, 1.0]
+    assert column(selection, "reason")[1:3] == [
+        "removed: 1 of 3 votes were to keep",
+        "kept: 1 of 2 votes were to keep, a tie",
+    ]
+    assert column(selection, "score")[:2] == [pytest.approx(0.95), pytest.approx(0.05)]
+    with pytest.raises(ConfigError, match="aggregate='mean' judges one scorer's scores, but there"):
+        select(table, scorer=["mimic", "loss"])
+    with pytest.raises(ConfigError, match="expected a scorer's name or several, got none"):
+        select(table, aggregate="majority", scorer=[])
+    only_loss = pa.concat_tables([table, visits([[0.5]], ids=[9], scorer=["loss"], epoch=[1])])
+    more = select(only_loss, "two_means", aggregate="majority", scorer=["mimic", "loss"])
+    assert column(more, "score")[5] is None  # never scored by the first one
+
+
+def test_a_selection_from_elsewhere_is_one_more_voter(tmp_path):
+    table = visits([[1.0, 0.0, 1.1, 0.1], [1.0, 0.0, 0.1, 0.0]])
+    clip = Selection.from_scores([1, 2, 7], [0.9, -0.9, 0.5]).above(0.0)  # keeps 1, removes 2
+    selection = select(table, "two_means", aggregate="majority", voters={"clip": clip})
+    assert column(selection, "p_clean") == [1.0, pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0]
+    assert column(selection, "visits") == [2, 2, 2, 2]
+    assert column(selection, "reason")[1] == "removed: 1 of 3 votes were to keep"
+    clip.to_parquet(tmp_path / "clip.parquet")
+    read = Selection.from_parquet(tmp_path / "clip.parquet")
+    for aggregate in ("majority", "one_coin"):
+        several = {"clip": clip, "again": read}
+        votes = np.array([[1, 1, -1, -1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, -1, -1]])
+        found = select(table, "two_means", aggregate=aggregate, voters=several)
+        ayes, cast = (votes == 1).astype(int), (votes >= 0).astype(int)
+        expected = (
+            label_model.mean(ayes, cast - ayes) if aggregate == "majority"
+            else label_model.one_coin(ayes, cast - ayes, np.ones(4)).p_keep
+        )  # fmt: skip
+        np.testing.assert_allclose(column(found, "p_clean"), expected, atol=1e-12)
+    with pytest.raises(
+        ConfigError, match="voter 'clip' has string sample ids, but the table has int"
+    ):
+        other = Selection.from_scores(["a", "b"], [0.1, 0.2])
+        select(table, aggregate="majority", voters={"clip": other})
+    with pytest.raises(
+        ConfigError, match="there are 1 scorers and 1 other voters. Choose 'majority'"
+    ):
+        select(table, voters={"clip": clip})
+
+
+def test_label_models_weigh_voters_and_say_so():
+    rng = np.random.default_rng(0)
+    bad = rng.random(400) < 0.4
+    sharp = [np.where(bad, -1.0, 1.0) + rng.normal(size=400) * 0.3 for _ in range(2)]
+    blunt = [rng.normal(size=400) for _ in range(3)]  # knows nothing
+    table = visits(np.array(sharp + blunt))
+    counted = select(table, "two_means", aggregate="majority")
+    weighed = select(table, "two_means", aggregate="dawid_skene")
+    assert (weighed.mask() == ~bad).mean() > 0.98 > (counted.mask() == ~bad).mean()
+    reasons = set(column(weighed, "reason"))
+    assert "kept: 2 of 5 visits voted to keep, weighed by accuracy" in reasons
+    assert "removed: 3 of 5 visits voted to keep, weighed by accuracy" in reasons
+
+
+def test_out_writes_a_sorted_file_that_is_read_when_needed(tmp_path):
+    log = logged(n=500, ids="hex")
+    out = tmp_path / 'it\'s; a "selection".parquet'
+    selection = select(log, out=out)
+    assert selection.table.equals(select(log).table)
+    assert list(tmp_path.iterdir()) == [out]
+    assert Selection.from_parquet(out).summary() == selection.summary()
+
+
+def test_the_query_engine_loads_when_it_is_needed():
+    code = (
+        "import json, sys; from gradmimic import select; from gradmimic.curate import *\n"
+        "print(json.dumps(sorted({'ibis', 'duckdb', 'pandas', 'pyspark'} & set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(done.stdout) == []

@@ -193,12 +193,12 @@ def _by_votes(
     else:
         model = label_model.one_coin if aggregate == "one_coin" else label_model.dawid_skene
         p_clean = model(ayes, cast - ayes, counts).p_keep
-    keep = p_clean >= 0.5
     if evidence:
         reasons = _tallied(ayes.sum(axis=1), cast.sum(axis=1), p_clean, aggregate, len(groups))
     else:
-        reasons = [f"kept: at every visit the scores {_no_evidence(rule)}"] * len(keep)
-    return samples, _Said(keys, keep, p_clean, reasons)
+        p_clean = np.ones(len(p_clean))
+        reasons = [f"kept: at every visit the scores {_no_evidence(rule)}"] * len(p_clean)
+    return samples, _Said(keys, p_clean >= 0.5, p_clean, reasons)
 
 
 def _tallied(

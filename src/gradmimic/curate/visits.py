@@ -88,7 +88,7 @@ class Visits:
             rows = self._opened(reader)
         with self.blaming_parts():
             self.rows = _typed(rows, relative)
-            self.voters = self._voters(scorers, relative, edge)
+            self.voters = self._voters(scorers, edge)
             self._packed = self._look_packed()
 
     @contextmanager
@@ -191,7 +191,7 @@ class Visits:
             raise LogError(_empty(self.where))
         return self.engine.parts(self._parts)
 
-    def _voters(self, scorers: Sequence[str], relative: bool, edge: float | None) -> list[Voter]:
+    def _voters(self, scorers: Sequence[str], edge: float | None) -> list[Voter]:
         """Find out who scored when, having checked every number."""
         found = self.engine.fetch(plan.survey(self.rows))
         names = sorted(set(found["scorer"].to_pylist()) - {None})
@@ -200,26 +200,22 @@ class Visits:
         if missing := [name for name in scorers if name not in names]:
             raise LogError(f"{self.where} has no scorer {missing[0]!r}; it has {names}.")
         found = found.filter(pc.is_in(found["scorer"], pa.array(scorers, pa.string())))
+        chosen = self.rows.filter(self.rows.scorer.isin(list(scorers)))
         if found["epoch"].null_count:
-            chosen = self.rows.filter(self.rows.scorer.isin(list(scorers)))
-            self.rows = self.engine.store(plan.numbered(chosen))
+            self.rows = chosen = self.engine.store(plan.numbered(chosen))
             found = self.engine.fetch(plan.survey(self.rows))
-        for name, column in (
-            (("score", "score"), ("weight", "x")) if relative else (("score",) * 2,)
-        ):
-            if pc.sum(found[f"not_{column}"]).as_py():
-                raise LogError(self._broken(name, column, pc.sum(found[f"not_{column}"]).as_py()))
+        for name, column in (("score", "score"), ("weight", "x")):
+            if count := pc.sum(found[f"not_{column}"]).as_py():
+                raise LogError(self._broken(chosen, name, column, count))
         canaries = found.filter(pc.is_valid(found["canary"]))
         counted = canaries.group_by(["scorer", "epoch"]).aggregate([("rows", "sum")]).to_pylist()
         marked = {(row["scorer"], row["epoch"]): row["rows_sum"] for row in counted}
         samples = found.filter(pc.is_null(found["canary"]))
         levels = histograms(samples.drop_columns("canary"), ["scorer", "epoch"])
-        voters = [
-            Voter(
-                name, epoch, int(own.counts.sum()), marked.get((name, epoch), 0), grid_of(own, edge)
-            )
-            for (name, epoch), own in levels.items()
-        ]
+        voters = []
+        for (name, epoch), own in levels.items():
+            drawn = marked.get((name, epoch), 0)
+            voters.append(Voter(name, epoch, int(own.counts.sum()), drawn, grid_of(own, edge)))
         present = {voter.scorer for voter in voters}
         if missing := [name for name in scorers if name not in present]:
             raise LogError(
@@ -248,9 +244,9 @@ class Visits:
         some = self.engine.fetch(self.rows.select("sample_id").limit(1000))["sample_id"]
         return bool(pc.all(pc.match_substring_regex(some, "^[0-9a-f]{32}$")).as_py())
 
-    def _broken(self, name: str, column: str, count: int) -> str:
+    def _broken(self, rows: "ir.Table", name: str, column: str, count: int) -> str:
         """Say that numbers are null or not finite, naming the first."""
-        row = self.engine.fetch(plan.broken(self.rows, column)).to_pylist()[0]
+        row = self.engine.fetch(plan.broken(rows, column)).to_pylist()[0]
         if row[column] is None:
             return _nulls(self.where, [name])
         return (

@@ -194,8 +194,8 @@ def fit_mixture(
             "Two groups cannot be told apart in these; log more samples."
         )
     share = weights / weights.sum()  # [k]
-    center = float(share @ values)
-    scale = float(np.sqrt(share @ (values - center) ** 2))
+    center = float((share * values).sum())
+    scale = float(np.sqrt((share * (values - center) ** 2).sum()))
     x = (values - center) / scale  # [k], so that floor and tolerance do not depend on the unit
     upper = (values >= _best_split(values, weights)).astype(np.float64)
     responsibility = np.stack([1.0 - upper, upper])  # [2, k]
@@ -203,9 +203,11 @@ def fit_mixture(
     for _ in range(steps):
         standard = _maximise(x, responsibility * share)
         joint = _log_joint(standard, x)  # [2, k]
-        total = np.logaddexp(joint[0], joint[1])  # [k]
-        responsibility = np.exp(joint - total)
-        mean = float(share @ total)
+        most = joint.max(axis=0)  # [k]
+        responsibility = np.exp(joint - most)
+        total = responsibility.sum(axis=0)
+        responsibility /= total
+        mean = float((share * (most + np.log(total))).sum())
         gain, likelihood = mean - likelihood, mean
         if gain < tolerance:
             break
@@ -290,7 +292,7 @@ def _best_split(values: FloatArray, weights: FloatArray) -> float:
     order = np.argsort(values, kind="stable")
     ordered, below = values[order], np.cumsum(weights[order])
     n = below[-1]
-    x = ordered - weights @ values / n  # centred, so that the prefix sums do not cancel
+    x = ordered - (weights * values).sum() / n  # centred, so that the prefix sums do not cancel
     sums = np.cumsum(x * weights[order])  # sums[j] is the sum of the lowest up to j
     left, low = below[:-1], sums[:-1]  # [k-1]
     gap = (sums[-1] - low) / (n - left) - low / left
@@ -301,7 +303,8 @@ def _best_split(values: FloatArray, weights: FloatArray) -> float:
 def _maximise(x: FloatArray, responsibility: FloatArray) -> Mixture:
     """Return the two Gaussians that fit the responsibilities ``[2, k]`` best (the M step)."""
     counts = responsibility.sum(axis=1) + np.finfo(np.float64).tiny  # [2], of shares
-    means = responsibility @ x / counts
+    # Not a matrix product: a few thousand values are too few for the threads it starts.
+    means = (responsibility * x).sum(axis=1) / counts
     spread = (x - means[:, None]) ** 2  # [2, k]
     variances = (responsibility * spread).sum(axis=1) / counts
     return Mixture(counts / counts.sum(), means, np.maximum(variances, _VARIANCE_FLOOR))
