@@ -9,7 +9,7 @@ the same features, with one global scale, and one thread.
 - cleanlab: ``filter.find_label_issues`` on probabilities of scikit-learn's logistic regression by
   five-fold cross-validation; by its default filter, and by the one that does best on these data.
   Of the strengths of regularisation in ``STRENGTHS`` it gets the one that predicts the given labels
-  best, and only the seconds of that one count. (The default, 1, takes minutes, and scores worse.)
+  best, and only the seconds of that one count. (The default, 1, is slower and worse.)
 - trained mimic: the mimic scores of a model that trains on each fold, at the learning rate that
   suits it best, instead of walking straight to the reference; one round, all else as ours.
 
@@ -183,7 +183,9 @@ def show(rows: list[Row], console: Console) -> None:
     scores = ("precision", "recall", "f1", "known", "auroc")
     table = Table(*columns, "wrong", "flagged", "estimate", title="wrong labels")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        estimate = f"{row['estimate']:.3f} ({row['low']:.3f} – {row['high']:.3f})"
+        estimate = ""
+        if row["estimate"] is not None:
+            estimate = f"{row['estimate']:.3f} ({row['low']:.3f} – {row['high']:.3f})"
         new_case = following is None or (row["data"], row["noise"]) != (
             following["data"],
             following["noise"],
@@ -192,7 +194,7 @@ def show(rows: list[Row], console: Console) -> None:
             row["data"], row["noise"], row["method"],
             *(f"{row[key]:.3f}" if row["wrong"] else "" for key in scores),
             f"{row['seconds']:.1f}", f"{row['wrong']:.3f}", f"{row['flagged']:.3f}",
-            estimate if row["low"] >= 0 else "",
+            estimate,
             end_section=new_case,
         )  # fmt: skip
     console.print(table)
@@ -209,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(1)
     todo = list(cases())[-2:-1] if arguments.quick else list(cases())
     rows: list[Row] = []
-    none = {"estimate": -1.0, "low": -1.0, "high": -1.0}
+    none = dict.fromkeys(("estimate", "low", "high"))
     with threadpool_limits(1):
         for data, noise, *case in track(todo, "real sets", console=Console(stderr=True)):
             rows += [{"data": data, "noise": noise} | none | row for row in measure(*case)]
