@@ -10,6 +10,7 @@ Run: python benchmarks/stage2.py [--sizes 1 3.2 12.8] [--folder FOLDER] [--canar
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -57,8 +58,9 @@ def main() -> None:
         measured = in_own_process(folder, options)
         rows.append({"samples": n, "visits": n * VISITS, "load_before": load, **measured})
         show(rows)
+    more = " --canaries" if options.canaries else ""
     name = "stage2_canaries" if options.canaries else "stage2"
-    print(f"saved to {save(name, rows, ' '.join(['python', *sys.argv]))}")
+    print(f"saved to {save(name, rows, f'python benchmarks/stage2.py{more}')}")
 
 
 def stage2(folder: Path, canaries: bool) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def in_own_process(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table so far, and how time grows with size."""
     table = Table()
-    for name in ("samples", "visits", "select, s", "DataComp, s", "total, s", "CPU, s", "peak, GB"):
+    for name in ("samples", "visits", "select s", "export s", "total s", "CPU s", "peak GB"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -115,16 +117,13 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['peak_bytes'] / 1e9:.2f}",
         )  # fmt: skip
     Console().print(table)
-    if len(rows) > 1:
-        n = np.array([row["samples"] for row in rows]) / 1e6
-        seconds = np.array([row["total_s"] for row in rows])
-        per_million, fixed = np.polyfit(n, seconds, 1)
-        exponent = np.polyfit(np.log(n), np.log(seconds - fixed), 1)[0] if fixed > 0 else np.nan
-        growth = np.log(seconds[-1] / seconds[0]) / np.log(n[-1] / n[0])
+    for smaller, larger in itertools.pairwise(rows):
+        more = (larger["samples"] - smaller["samples"]) / 1e6
+        seconds = (larger["total_s"] - smaller["total_s"]) / more
+        cpu = (larger["cpu_s"] - smaller["cpu_s"]) / more
         print(
-            f"seconds = {fixed:.2f} + {per_million:.2f} per million samples; "
-            f"from first to last they grow as samples^{growth:.2f}, "
-            f"less the fixed part as samples^{exponent:.2f}"
+            f"slope from {smaller['samples'] / 1e6:g} to {larger['samples'] / 1e6:g} million: "
+            f"{seconds:.2f} s per million samples, {cpu:.2f} s of CPU"
         )
 
 

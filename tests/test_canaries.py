@@ -160,3 +160,10 @@ def test_rates_and_matrices_are_checked():
         Canaries(rate=0)
     with pytest.raises(DataError, match=r"similarities \[b, b\], got \[2, 3\]"):
         Canaries().pairs(torch.zeros(2, 3), [0, 1])
+
+
+def test_a_million_classes():
+    logits = torch.zeros(3, 10**6)
+    drawn = Canaries(rate=1.0).labels(logits, torch.tensor([0, 5, 10**6 - 1]), [1, 2, 3])
+    assert drawn.kinds == ["uniform/1000000"] * 3 + ["confusable/1000000"] * 3
+    assert torch.allclose(drawn.losses, torch.full((6,), float(np.log(1e6))))

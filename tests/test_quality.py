@@ -104,6 +104,22 @@ def test_classes_must_be_known_for_every_sample(tmp_path):
         estimate_quality(tmp_path, scorer="loss")
 
 
+def test_a_million_classes_are_estimated_one_by_one(tmp_path):
+    n = 10**6
+    scores = np.where(np.arange(n) < n // 10, -1.0, 1.0) + np.linspace(0, 0.1, n)
+    with ScoreLog(tmp_path, rows_per_part=n) as log:
+        ids = np.arange(n)
+        log.append(ids, scores, np.full(n, 1 / n), np.ones(n), epoch=0, step=0)
+        own = [f"uniform/{n}"] * 1000
+        log.append(
+            ids[:1000], scores[:1000], np.zeros(1000), np.ones(1000), epoch=0, step=0, canary=own
+        )
+    found = estimate_quality(tmp_path, labels=(ids, ids))
+    assert len(found.by_class) == n
+    assert found.by_class[n - 1].value > found.by_class[0].value
+    assert found.quality.value > 0.85
+
+
 def test_logs_side_by_side(tmp_path):
     write_log(tmp_path / "good", 0.1)
     write_log(tmp_path / "bad", 0.5)

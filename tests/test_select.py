@@ -57,10 +57,10 @@ def test_majority_counts_the_visits_made_and_keeps_a_tie():
     assert column(selection, "p_clean") == [1.0, pytest.approx(1 / 3), 0.5, 0.0]
     assert column(selection, "visits") == [3, 3, 2, 2]
     assert column(selection, "reason") == [
-        "kept: 3 of 3 visits voted to keep",
-        "removed: 1 of 3 visits voted to keep",
-        "kept: 1 of 2 visits voted to keep, a tie",
-        "removed: 0 of 2 visits voted to keep",
+        "kept: 3 of 3 visits voted to keep by the uniform share",
+        "removed: 1 of 3 visits voted to keep by the uniform share",
+        "kept: 1 of 2 visits voted to keep by the uniform share, a tie",
+        "removed: 0 of 2 visits voted to keep by the uniform share",
     ]
 
 
@@ -294,8 +294,8 @@ def test_several_scorers_vote_together():
     selection = select(table, "two_means", aggregate="majority", scorer=["mimic", "loss"])
     assert column(selection, "p_clean") == [1.0, pytest.approx(1 / 3), 0.5, 0.0, 1.0]
     assert column(selection, "reason")[1:3] == [
-        "removed: 1 of 3 votes were to keep",
-        "kept: 1 of 2 votes were to keep, a tie",
+        "removed: 1 of 3 votes were to keep, scores by the two-means boundary",
+        "kept: 1 of 2 votes were to keep, scores by the two-means boundary, a tie",
     ]
     assert column(selection, "score")[:2] == [pytest.approx(0.95), pytest.approx(0.05)]
     with pytest.raises(ConfigError, match="aggregate='mean' judges one scorer's scores, but there"):
@@ -313,7 +313,10 @@ def test_a_selection_from_elsewhere_is_one_more_voter(tmp_path):
     selection = select(table, "two_means", aggregate="majority", voters={"clip": clip})
     assert column(selection, "p_clean") == [1.0, pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0]
     assert column(selection, "visits") == [2, 2, 2, 2]
-    assert column(selection, "reason")[1] == "removed: 1 of 3 votes were to keep"
+    assert (
+        column(selection, "reason")[1]
+        == "removed: 1 of 3 votes were to keep, scores by the two-means boundary"
+    )
     clip.to_parquet(tmp_path / "clip.parquet")
     read = Selection.from_parquet(tmp_path / "clip.parquet")
     for aggregate in ("majority", "one_coin"):
@@ -347,8 +350,14 @@ def test_label_models_weigh_voters_and_say_so():
     weighed = select(table, "two_means", aggregate="dawid_skene")
     assert (weighed.mask() == ~bad).mean() > 0.98 > (counted.mask() == ~bad).mean()
     reasons = set(column(weighed, "reason"))
-    assert "kept: 2 of 5 visits voted to keep, weighed by accuracy" in reasons
-    assert "removed: 3 of 5 visits voted to keep, weighed by accuracy" in reasons
+    assert (
+        "kept: 2 of 5 visits voted to keep by the two-means boundary, weighed by accuracy"
+        in reasons
+    )
+    assert (
+        "removed: 3 of 5 visits voted to keep by the two-means boundary, weighed by accuracy"
+        in reasons
+    )
 
 
 def test_out_writes_a_sorted_file_that_is_read_when_needed(tmp_path):

@@ -194,7 +194,10 @@ def _by_votes(
         model = label_model.one_coin if aggregate == "one_coin" else label_model.dawid_skene
         p_clean = model(ayes, cast - ayes, counts).p_keep
     if evidence:
-        reasons = _tallied(ayes.sum(axis=1), cast.sum(axis=1), p_clean, aggregate, len(groups))
+        what = "visits voted to keep by" if len(groups) == 1 else "votes were to keep, scores by"
+        what += f" {_BOUNDARY[rule][1]}"
+        what += "" if aggregate == "majority" else ", weighed by accuracy"
+        reasons = _tallied(ayes.sum(axis=1), cast.sum(axis=1), p_clean, what)
     else:
         p_clean = np.ones(len(p_clean))
         reasons = [f"kept: at every visit the scores {_no_evidence(rule)}"] * len(p_clean)
@@ -202,14 +205,11 @@ def _by_votes(
 
 
 def _tallied(
-    ayes: npt.NDArray[Any], cast: npt.NDArray[Any], p_clean: FloatArray, aggregate: str, groups: int
+    ayes: npt.NDArray[Any], cast: npt.NDArray[Any], p_clean: FloatArray, what: str
 ) -> list[str]:
     """Say how each pattern's votes fell."""
-    votes = "visits voted to keep" if groups == 1 else "votes were to keep"
-    weighed = "" if aggregate == "majority" else ", weighed by accuracy"
     return [
-        f"{'kept' if p >= 0.5 else 'removed'}: {yes} of {total} {votes}{weighed}"
-        + (", a tie" if tie else "")
+        f"{'kept' if p >= 0.5 else 'removed'}: {yes} of {total} {what}" + (", a tie" if tie else "")
         for p, yes, total, tie in zip(
             p_clean, ayes.tolist(), cast.tolist(), label_model.is_tie(p_clean), strict=True
         )
@@ -279,7 +279,8 @@ def _calibrated(visits: "Sequence[_Seen]", mean: "_Seen") -> "Calibration":
 
     def distribution(found: "Histogram") -> Distribution:
         losses = np.zeros(len(found.bins)) if found.losses is None else found.losses
-        return Distribution(found.values, found.counts.astype(np.float64), losses)
+        # By the bins' numbers, not their values: what shares a bin is a tie.
+        return Distribution(found.bins.astype(np.float64), found.counts.astype(np.float64), losses)
 
     def seen(real: "Histogram", canaries: "Mapping[str, Histogram]") -> Seen:
         return Seen(distribution(real), {kind: distribution(own) for kind, own in canaries.items()})
