@@ -2,7 +2,8 @@
 
 For each set, noise level and seed, one run of ``examples/*.yaml``, and beside it two rivals that
 use the same trusted samples: the reference alone, and plain training on noisy and trusted samples
-together, for as many epochs. As a rival detector: the reference's own loss.
+together, for as many epochs. As a rival detector: the reference's own loss. F1 is the mixture's;
+``quality.py`` compares the rules.
 
 Run: python benchmarks/figures.py [--seeds 3] [--lr 0.0003]
 """
@@ -107,7 +108,7 @@ def main() -> None:
         todo = [(*case, seed) for case in cases(Path(folder), options.lr) for seed in seeds]
         for data, noise, config, seed in track(todo, "running", console=Console(stderr=True)):
             out = Path(folder) / f"{data}-{noise}-{seed}".replace(" ", "-")
-            config = replace(config, seed=seed, out=str(out), report=False)
+            config = replace(config, seed=seed, out=str(out), report=False, rule="mixture")
             results.append({"data": data, "noise": noise, "seed": seed} | measure(config))
     table = Table(
         "data", "noise", "reference", "plain", "noisy + trusted", "re-weighted", "gain", "goal",

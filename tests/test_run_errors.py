@@ -2,10 +2,17 @@
 
 import sys
 
+import numpy as np
 import pytest
 from blobs import blob_keys, run_blobs, write_blobs
 
-from gradmimic.errors import ConfigError, LossError, MissingExtraError, ParameterError
+from gradmimic.errors import (
+    ConfigError,
+    DataError,
+    LossError,
+    MissingExtraError,
+    ParameterError,
+)
 from gradmimic.run.config import RunConfig
 from gradmimic.run.job import run_job
 
@@ -92,3 +99,10 @@ def test_parameters_that_do_not_exist_are_missed_before_training(folder):
 def test_models_that_do_not_take_the_data(folder):
     with pytest.raises(ConfigError, match=r"model='cnn' does not take inputs of shape \[4\]"):
         run_blobs(folder, model="cnn")
+
+
+def test_one_class_is_refused_before_any_training(folder):
+    np.save(folder / "one.npy", np.zeros(240, dtype=np.int64))
+    with pytest.raises(DataError, match=r"all 240 labels of .* are 0, so none can be wrong"):
+        run_blobs(folder, labels="one.npy")
+    assert not (folder / "run").exists()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gradmimic.data import Samples, pair_flip, read_samples, symmetric
 from gradmimic.data.columns import read_column
 from gradmimic.data.files import load_npy
-from gradmimic.errors import DataError
+from gradmimic.errors import DataError, listed
 from gradmimic.run.config import RunConfig
 
 _RANGE = re.compile(r"(\d*):(\d*)")
@@ -58,6 +58,11 @@ def load_inputs(config: RunConfig) -> Inputs:
         DataError: something cannot be read, or does not fit the rest.
     """
     samples = _read(config, config.data, config.labels, true_labels=config.true_labels)
+    if len(samples.classes) < 2:
+        raise DataError(
+            f"all {len(samples)} labels of {samples.source} are {listed(samples.classes)}, so none "
+            "can be wrong. Expected two classes or more."
+        )
     trusted = None
     if config.trusted is not None:
         rows = _trusted_rows(config.trusted, samples)

@@ -152,7 +152,8 @@ def _of_quality(quality: Mapping[str, Any] | None) -> list[Metric]:
         Metric(
             f"AUROC of {kind.partition('/')[0]} canaries",
             area["value"],
-            f"95 % interval {area['low']:.3f} to {area['high']:.3f}; 0.5 is chance",
+            f"95 % interval {area['low']:.3f} to {area['high']:.3f}; 0.5 is chance, "
+            f"{1 - rate['value'] / 2:.2f} is perfect",
         ),
     ]
 
