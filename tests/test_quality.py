@@ -1,6 +1,7 @@
 """A data set's quality: from logs, per class, side by side, and from the command line."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -165,6 +166,21 @@ def test_quality_reads_classes_from_a_file(tmp_path, capsys, monkeypatch):
     )  # fmt: skip
     assert "cat" in out
     assert "dog" in out
+
+
+def test_scorers_side_by_side(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    chance, n = np.random.default_rng(0), 2000
+    with ScoreLog(tmp_path) as log:
+        for scorer, apart in (("mimic", 4.0), ("blind", 0.0)):
+            for kind, shift in ((None, apart), ("swapped", 0.0)):
+                log.append(
+                    range(n), chance.normal(size=n) + shift, [0.0] * n, [1.0] * n, epoch=0, step=0,
+                    scorer=scorer, canary=kind and [kind] * n,
+                )  # fmt: skip
+    out = run(capsys, "quality", tmp_path, "--scorer", "mimic", "--scorer", "blind")
+    assert re.search(r", mimic .* swapped 0\.99", out)
+    assert re.search(r", blind .* 0\.000 – 1\.000 .* swapped 0\.[45]", out)
 
 
 def test_select_from_the_command_line(tmp_path, capsys, monkeypatch):

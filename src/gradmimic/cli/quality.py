@@ -18,7 +18,12 @@ def quality(
     ] = None,
     id_column: Annotated[str, typer.Option(help="The ids in that file.")] = "sample_id",
     label_column: Annotated[str, typer.Option(help="The classes in that file.")] = "label",
-    scorer: Annotated[str, typer.Option(help="Whose scores.")] = "mimic",
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whose scores; several are compared. Default: mimic.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write every number as JSON.", show_default=False)
     ] = None,
@@ -38,7 +43,9 @@ def quality(
             own = read_columns(labels, id_column, label_column, numbers=False)
         elif (log / "labels.parquet").exists():
             own = read_columns(log / "labels.parquet", "sample_id", "label", numbers=False)
-        found[str(log)] = estimate_quality(log_folder(log), scorer=scorer, labels=own)
+        for name in scorer or ["mimic"]:
+            shown = f"{log}, {name}" if len(scorer or ()) > 1 else str(log)
+            found[shown] = estimate_quality(log_folder(log), scorer=name, labels=own)
     if out is not None:
         write_qualities(out, found)
     print_qualities(found)

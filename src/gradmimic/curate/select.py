@@ -32,7 +32,8 @@ def select(
 ) -> Selection:
     """Decide for every logged sample whether to keep it; canaries are left out.
 
-    keep_i = [p_clean_i ≥ ½], with p_clean from the rule applied to the means over the visits
+    keep_i = [p_clean_i ≥ ½], or above the canaries' threshold for the rule ``calibrated``, with
+    p_clean from the rule applied to the means over the visits
     (``aggregate="mean"``), or from the votes at every visit: their share (``"majority"``), or the
     posterior of a label model that weighs voters by how often they are right.
 

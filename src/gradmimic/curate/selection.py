@@ -1,9 +1,9 @@
 """What stage 2 decided: one row per sample, and ways to combine that and to hand it on.
 
-keep_i = [p_clean_i ≥ ½]        sorted by sample_id, every sample once, each with its reason
+sample_id, keep, p_clean, score, visits, reason      sorted by sample_id, every sample once
 
-That is how ``select`` decides. Rankings and set algebra change ``keep`` and ``reason`` alone: what
-was measured stays.
+``select`` decides; rankings and set algebra change ``keep`` and ``reason`` alone: what was measured
+stays.
 """
 
 import json
