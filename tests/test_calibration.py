@@ -109,6 +109,9 @@ def test_losses_tell_which_kind_of_canary_the_bad_samples_are(kind, share):
     assert found.noise_rate.value == pytest.approx(0.2, abs=0.03)
     assert found.noise_rate.low < 0.2 < found.noise_rate.high
     assert list(found.auroc) == list(canaries)
+    turned = Seen(seen.real, dict(reversed(canaries.items())))
+    again = calibrate([turned], turned)
+    assert list(again.auroc.items()) == list(found.auroc.items())  # in the same order
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,7 +20,7 @@ Three corrections, each measured (docs/quality.md):
   of the lowest samples between those of the lowest canaries of either kind.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,7 +133,9 @@ def calibrate(visits: Sequence[Seen], mean: Seen, *, seed: int = 0) -> Calibrati
     # Of visits that chance could have put in another order, the one that was learned from least.
     best = next(t for t, own in enumerate(by_visit) if own.value >= by_visit[best].low)
     seen = visits[best]
-    aurocs = {kind: auroc(mean.real, own, chance) for kind, own in mean.canaries.items()}
+    aurocs = {
+        kind: auroc(mean.real, mean.canaries[kind], chance) for kind in _in_order(mean.canaries)
+    }
     if by_visit[best].low <= 0.5:
         n = len(mean.real.values)
         votes = Votes(np.ones(n), -np.inf, False)
@@ -270,8 +272,15 @@ def _blend(canaries: Mapping[str, Distribution], share: float) -> Distribution:
 
 def _first(canaries: Mapping[str, Distribution]) -> tuple[str, Distribution]:
     """Return the kind that makes the fewest assumptions: uniform, else swapped, else any."""
-    order = sorted(canaries, key=lambda kind: (not kind.startswith("uniform/"), kind != "swapped"))
-    return order[0], canaries[order[0]]
+    kind = _in_order(canaries)[0]
+    return kind, canaries[kind]
+
+
+def _in_order(kinds: Iterable[str]) -> list[str]:
+    """Sort kinds: those of the fewest assumptions first, whatever order the log gave them in."""
+    return sorted(
+        kinds, key=lambda kind: (not kind.startswith("uniform/"), kind != "swapped", kind)
+    )
 
 
 def _classes(kind: str) -> int | None:
