@@ -189,19 +189,16 @@ def _rate(seen: Seen, share: float) -> Estimate:
     """Estimate the share of bad samples from one visit's canaries, from uniform to confusable."""
     kind, first = _first(seen.canaries)
     lowest = _least_ratio(seen.real, first, _classes(kind))
-    highest = lowest
-    for other, canary in seen.canaries.items():
-        if other != kind:
-            ratio = _least_ratio(seen.real, canary, None)
-            highest = ratio if ratio.high > highest.high else highest
+    others = [canary for other, canary in seen.canaries.items() if other != kind]
+    highest = max([lowest.high, *(_least_ratio(seen.real, own, None).high for own in others)])
     value = _least_ratio(seen.real, _blend(seen.canaries, share), _classes(kind)).value
-    return Estimate(value, min(value, lowest.low), max(value, highest.high))
+    return Estimate(value, min(value, lowest.low), max(value, highest))
 
 
 def _least_ratio(real: Distribution, canary: Distribution, classes: int | None) -> Estimate:
     """Return min_t F_all(t) / G(t), found with slack for chance."""
-    n, m = real.counts.sum(), _size(canary)
-    g = np.cumsum(canary.counts) / canary.counts.sum()  # [c], at each canary's value
+    n, m = float(real.counts.sum()), float(canary.counts.sum())
+    g = np.cumsum(canary.counts) / m  # [c], at each canary's value
     below = np.r_[0.0, np.cumsum(real.counts)]
     f = below[np.searchsorted(real.values, canary.values, side="right")] / n  # [c]
     low = wilson(f, n, -_SLACK) / wilson(g, m, _SLACK)
@@ -287,11 +284,6 @@ def _classes(kind: str) -> int | None:
     """Return K of ``uniform/K``; None for other kinds."""
     name, _, classes = kind.partition("/")
     return int(classes) if name == "uniform" and classes.isdigit() else None
-
-
-def _size(canary: Distribution) -> float:
-    """Return how many samples the canaries were made from."""
-    return float(canary.counts.sum())
 
 
 def wilson(share: FloatArray, n: npt.ArrayLike, z: float) -> FloatArray:
