@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from gradmimic.run.config import RunConfig, load_config
 from gradmimic.run.inputs import Inputs, load_inputs
 from gradmimic.run.job import run_job
-from gradmimic.run.metrics import auroc
 from gradmimic.run.models import build_model
 from gradmimic.run.train import Rows, train
+from gradmimic.separation import auroc
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 GOALS = {  # re-weighted − plain in points; AUROC of the mean score

@@ -41,9 +41,10 @@ from gradmimic.data.noise import symmetric
 from gradmimic.label_issues import inspect_labels
 from gradmimic.label_issues.judge import _FOLDS, _folds
 from gradmimic.label_issues.probe import Data, fit
-from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.metrics import detection
 from gradmimic.run.models import Scale
 from gradmimic.run.train import Rows, train
+from gradmimic.separation import auroc
 
 DATA = Path(os.environ.get("GRADMIMIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 STRENGTHS = (0.001, 0.01, 0.1)

@@ -29,7 +29,8 @@ from gradmimic.log import ScoreLog
 from gradmimic.run.config import RunConfig, load_config
 from gradmimic.run.inputs import load_inputs
 from gradmimic.run.job import run_job
-from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.metrics import detection
+from gradmimic.separation import auroc
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

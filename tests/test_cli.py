@@ -58,7 +58,7 @@ def test_help_names_every_flag_and_its_default(monkeypatch):
     for key in fields(RunConfig):
         assert f"--{key.name.replace('_', '-')} " in text
         assert key.metadata["help"] in text
-    assert "[default: 0.7]" in text
+    assert "[default: 0.001]" in text
     assert "--no-report" in text
 
 

@@ -13,7 +13,8 @@ from gradmimic.data.noise import symmetric
 from gradmimic.errors import ConfigError, DataError, ReferenceMismatchError
 from gradmimic.label_issues import inspect_labels
 from gradmimic.label_issues.inputs import as_mask
-from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.metrics import detection
+from gradmimic.separation import auroc
 
 
 def noisy_blobs(n=600, rate=0.2):

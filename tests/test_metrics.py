@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.metrics import detection
+from gradmimic.separation import auroc
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra 'demo'")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradmimic.canaries import Canaries as Canaries
+    from gradmimic.check import check_reference as check_reference
     from gradmimic.curate import Quality as Quality
     from gradmimic.curate import Selection as Selection
     from gradmimic.curate import estimate_quality as estimate_quality
@@ -16,17 +17,22 @@ if TYPE_CHECKING:
     from gradmimic.label_issues import find_label_issues as find_label_issues
     from gradmimic.log import ScoreLog as ScoreLog
     from gradmimic.measure import mimic_scores as mimic_scores
+    from gradmimic.outputs import Outputs as Outputs
     from gradmimic.reference import Reference as Reference
     from gradmimic.reference import load_reference as load_reference
     from gradmimic.reweight import GradMimic as GradMimic
+    from gradmimic.verdict import ReferenceCheck as ReferenceCheck
 
 _HOME = {
     "Canaries": "gradmimic.canaries",
     "GradMimic": "gradmimic.reweight",
+    "Outputs": "gradmimic.outputs",
     "Quality": "gradmimic.curate",
     "Reference": "gradmimic.reference",
+    "ReferenceCheck": "gradmimic.verdict",
     "ScoreLog": "gradmimic.log",
     "Selection": "gradmimic.curate",
+    "check_reference": "gradmimic.check",
     "estimate_quality": "gradmimic.curate",
     "find_label_issues": "gradmimic.label_issues",
     "load_reference": "gradmimic.reference",
@@ -37,10 +43,13 @@ _HOME = {
 __all__ = [
     "Canaries",
     "GradMimic",
+    "Outputs",
     "Quality",
     "Reference",
+    "ReferenceCheck",
     "ScoreLog",
     "Selection",
+    "check_reference",
     "estimate_quality",
     "find_label_issues",
     "load_reference",

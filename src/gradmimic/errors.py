@@ -27,6 +27,14 @@ class DirectionError(GradMimicError, ValueError):
     """The direction θ_ref − θ is zero or not finite, so nothing can be projected on it."""
 
 
+class AlignmentError(GradMimicError, ValueError):
+    """A reference cannot be brought near the model's weights in the way that was asked for."""
+
+
+class UselessReferenceError(GradMimicError, ValueError):
+    """A reference says nothing about good and bad samples, in any alignment."""
+
+
 class LossError(GradMimicError, ValueError):
     """The losses are not one finite number per sample that depends on the scored parameters."""
 

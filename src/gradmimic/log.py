@@ -194,6 +194,29 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         if norm is not None:
             self._norms[batch.step] = norm
 
+    def mark(self, event: str, step: int, **facts: Any) -> None:
+        """Note in ``run.json`` what happened to the run, at once.
+
+        ``"overtaken"`` tells stage 2 that the visits from this step on know nothing.
+
+        Args:
+            event: its name.
+            step: when.
+            facts: more about it, JSON-like.
+
+        Raises:
+            LogError: it cannot be written, or is not JSON-like.
+
+        Example:
+            >>> import tempfile
+            >>> with ScoreLog(tempfile.mkdtemp()) as log:
+            ...     log.mark("overtaken", 700)
+            ...     log.run["events"]
+            [{'event': 'overtaken', 'step': 700}]
+        """
+        self._run["events"].append({"event": event, "step": step, **facts})
+        self._write_run()
+
     def flush(self) -> None:
         """Write the buffered rows as one part, and ``run.json``.
 
@@ -295,6 +318,7 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
             "config": old.get("config") if config is None else dict(config),
             "seed": old.get("seed") if seed is None else seed,
             "direction_norm": old.get("direction_norm", {}),
+            "events": old.get("events", []),
         }
 
     def _write_run(self) -> None:

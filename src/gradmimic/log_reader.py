@@ -77,22 +77,23 @@ class LogReader:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What ``run.json`` says: versions, ``config``, ``seed``, ``direction_norm`` by step."""
-        file = self.path / RUN_FILE
-        try:
-            run = json.loads(file.read_bytes())
-            found = run["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LogError(
-                f"{file} is not the {RUN_FILE} of a score log ({type(error).__name__}: {error}). "
-                "Restore it, or log to a folder of its own."
-            ) from error
-        if found != FORMAT_VERSION:
-            raise LogError(_other_version(file, found))
+        """What ``run.json`` says: versions, config, seed, events, ``direction_norm`` by step."""
+        run = self._run_file()
         norms = dict(run["direction_norm"])
         for part in self.parts:  # run.json lags behind the parts until the log is closed
             norms |= part_norms(part)
-        return {**run, "direction_norm": {int(step): norm for step, norm in norms.items()}}
+        return {
+            **run,
+            "events": run.get("events", []),
+            "direction_norm": {int(step): norm for step, norm in norms.items()},
+        }
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What ``ScoreLog.mark`` noted; nothing where ``run.json`` is missing."""
+        there = (self.path / RUN_FILE).exists()
+        events: list[dict[str, Any]] = self._run_file().get("events", []) if there else []
+        return events
 
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
         """Read all rows of all ranks: rank by rank, each in the order it appended them.
@@ -137,6 +138,21 @@ class LogReader:
         """The complete parts, by rank, then by number."""
         numbered = [(part_numbers(entry), entry) for entry in self.path.glob("part-*.parquet")]
         return [entry for numbers, entry in sorted(numbered) if numbers]
+
+    def _run_file(self) -> dict[str, Any]:
+        """Read ``run.json``, having checked its version."""
+        file = self.path / RUN_FILE
+        try:
+            run: dict[str, Any] = json.loads(file.read_bytes())
+            found = run["format_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LogError(
+                f"{file} is not the {RUN_FILE} of a score log ({type(error).__name__}: {error}). "
+                "Restore it, or log to a folder of its own."
+            ) from error
+        if found != FORMAT_VERSION:
+            raise LogError(_other_version(file, found))
+        return run
 
     def id_type(self, parts: list[Path]) -> pa.DataType:
         """Return the one type of id in all parts, having checked every part's columns."""

@@ -77,7 +77,7 @@ def mimic_scores(
             values = check_losses(losses(model, batch))
         return projection(single_pass.derivative(values), v.norm)
 
-    with torch.no_grad(), _buffers_kept(model):  # engines that need gradients turn them on
+    with torch.no_grad(), buffers_kept(model):  # engines that need gradients turn them on
         if params != "head":
             return score(choose(model, params))
         guess = find_head(model)
@@ -161,7 +161,7 @@ def _cosines(losses: Tensor, stand_ins: dict[str, Tensor], v: Direction) -> Tens
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a pass in training mode does to running statistics."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
     try:

@@ -6,8 +6,12 @@ loss = mimic.weigh(losses, ids)      # Σ_i w_i ℓ_i  with w = softmax(m / τ)
 loss.backward()
 """
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,16 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
-from gradmimic.direction import Direction, LastUsed, Params, choose, direction, find_head
+from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.log import ScoreLog
 from gradmimic.measure import check_losses, check_shape
-from gradmimic.reference import Reference, Source, load_reference
+from gradmimic.outputs import Outputs
+from gradmimic.overtaken import Overtaken, fading, lower
+from gradmimic.record import Ids, record
+from gradmimic.reference import load_reference
 from gradmimic.score import batch_weights, projection
+from gradmimic.temperature import Temperature
+from gradmimic.trial import Given, Trial, pick_alignment
 
-Ids = Sequence[int] | Sequence[str] | Tensor | npt.NDArray[Any]
+_logger = logging.getLogger("gradmimic")
 
 
 class GradMimic:
@@ -41,11 +51,19 @@ class GradMimic:
 
     Args:
         model: the model being trained.
-        reference: a better model's weights, or anything :func:`load_reference` takes.
+        reference: a better model's weights, or anything :func:`load_reference` takes; to transport,
+            a module that gives outputs, or :class:`Outputs`, a table of them.
+        align: how the reference is brought near the current weights. ``"none"``: it started from
+            the same initial weights, or shares a frozen trunk. ``"rotation"``: projections of a
+            contrastive model, from elsewhere. ``"transport"``: any reference that gives outputs,
+            of any architecture. ``"shift"``: as none, without what a softmax never sees.
+            ``"auto"``: what the canaries prefer in the first steps, which train on the plain mean.
         params: the scored parameters: ``"head"`` (the last layer), ``"all"``, glob patterns, or a
             callable ``(name, parameter) -> bool``. A head tied to the embedding is scored as a head
             only.
-        temperature: τ > 0, or a schedule ``step -> τ``; ``inf`` trains on the plain mean.
+        temperature: τ > 0 in the scores' unit, or a schedule ``step -> τ``; ``inf`` trains on the
+            plain mean. ``"auto"``: 0.7 of the scores' spread in the last batches, which suits
+            any scale.
         engine: ``"auto"``, ``"forward"``, or ``"oracle"`` (slow, for doubt).
         log: a :class:`ScoreLog` that receives every score.
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
@@ -53,14 +71,20 @@ class GradMimic:
         warmup: the number of first steps that score and log but train on the plain mean.
 
     Attributes:
+        aligned: the alignment in use; ``"auto"`` until one is chosen.
+        overtaken: the step from which on the scores know nothing, as canaries or :meth:`compare`
+            told: the weights fade to equal ones, and the log tells stage 2. None until then.
+        missing: visits so far of samples that a table of outputs did not know. They train with
+            weight 1/b, and are not logged.
         step: the number of batches weighed so far; set it when a run resumes.
         scores: ``[b]``, the last batch's scores; higher is better.
         weights: ``[b]``, their softmax, summing to 1.
 
     Raises:
-        ParameterError, ReferenceMismatchError: model, scored parameters and reference do not fit.
+        ParameterError, ReferenceMismatchError, AlignmentError: model, scored parameters and
+            reference do not fit.
 
-    Source: arXiv 2501.06708, section 3.2.
+    Source: arXiv 2501.06708, section 3.2; alignment and fading are ours.
 
     Example:
         >>> model, better = nn.Linear(1, 2), nn.Linear(1, 2)
@@ -75,10 +99,11 @@ class GradMimic:
     def __init__(
         self,
         model: nn.Module,
-        reference: Reference | Source,
+        reference: Given,
         *,
         params: Params = "head",
-        temperature: float | Callable[[int], float] = 1.0,
+        align: Literal["none", "shift", "rotation", "transport", "auto"] = "none",
+        temperature: float | Literal["auto"] | Callable[[int], float] = 1.0,
         engine: str = "auto",
         log: ScoreLog | None = None,
         reweight: Literal["all", "scored"] = "all",
@@ -86,29 +111,52 @@ class GradMimic:
     ) -> None:
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
-        if not callable(temperature):
-            _check_temperature(temperature)
+        if isinstance(reference, str | PathLike):
+            table = Path(reference).suffix == ".parquet"
+            reference = Outputs.read(reference) if table else load_reference(reference)
         self.step = 0
+        self.missing = 0
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
-        self._model, self._reference = model, load_reference(reference)
+        self._model, self._reference, self._align = model, reference, align
         self._engine, self._log = pick_engine(engine), log
-        self._temperature, self._reweight, self._warmup = temperature, reweight, warmup
+        self._temperature = Temperature(temperature)
+        self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
         self._guess = find_head(model) if params == "head" else None
         self._score_on(params)
         self._pass: Engine | None = None
         self._direction: Direction | None = None
+        self._watching: ExitStack = ExitStack()
+        self._overtaken = Overtaken()
+        self._fading_from = 0
+        if log is not None:
+            self._resume(log.events)
 
     def _score_on(self, params: Params, head: str | None = None) -> None:
         self._subset = choose(self._model, params, head=head)
-        self._target = self._reference.match(self._model, self._subset)
+        self._alignment: Alignment = pick_alignment(
+            self._align, self._model, self._subset, self._reference
+        )
+
+    @property
+    def aligned(self) -> str:
+        """The alignment in use."""
+        return self._alignment.name
+
+    @property
+    def overtaken(self) -> int | None:
+        """The step from which on the scores know nothing."""
+        return self._overtaken.since
 
     def __enter__(self) -> "GradMimic":
-        self._pass, self._direction = None, self._take_direction()
-        self._pass = self._engine(self._subset, self._direction).__enter__()
+        self._pass, self._direction = None, self._alignment.direction()
+        v = self._direction
+        self._pass = (_Waiting() if v is None else self._engine(self._subset, v)).__enter__()
         if self._guess is not None:
             self._watch = LastUsed(self._model)
+        self._watching = ExitStack()
+        self._watching.enter_context(self._alignment.watching())
         return self
 
     def __exit__(
@@ -119,6 +167,7 @@ class GradMimic:
     ) -> None:
         if self._watch is not None:
             self._watch.stop()
+        self._watching.close()
         current = self._pass
         if error is not None:
             self._pass = None  # nothing to weigh
@@ -156,7 +205,7 @@ class GradMimic:
             LogError: the log refuses these rows; the model has not been touched.
         """
         current, v = self._pass, self._direction
-        if current is None or v is None:
+        if current is None:
             raise UsageError(
                 "weigh has no forward pass to weigh. Expected `with mimic:` around the model's "
                 "forward pass, then one call of weigh."
@@ -166,14 +215,18 @@ class GradMimic:
             check_shape(losses)
             if self._head_was_elsewhere():
                 return _mean(check_losses(losses))
+            if v is None:  # too little is known of the reference yet
+                self._observe(ids)
+                self.step += 1
+                return _mean(check_losses(losses))
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             scores = projection(current.derivative(scored), v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
-            tau = self._temperature
-            tau = _check_temperature(tau(self.step)) if callable(tau) else tau
-            weights = batch_weights(scores[: len(losses)], tau)
+            on_trial = isinstance(self._alignment, Trial)
+            known = None if on_trial else self._observe(ids)
+            weights = self._softmax(scores[: len(losses)], known)
             outside = len(scored) - len(losses)  # canaries weigh nothing
             # one transfer for all of them: on a GPU each one waits for the device
             columns = scores, F.pad(weights, (0, outside)), scored.detach()  # [b + c] each
@@ -181,9 +234,19 @@ class GradMimic:
             if not np.isfinite(rows).all():
                 check_losses(scored)
                 raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
-            self._record(ids, rows, b, epoch, v.norm, canaries)
+            training = self.step >= self._warmup and not on_trial
+            if on_trial:
+                self._try(rows[0], b, ids, canaries)
+            else:
+                self._record(ids, rows, b, known, canaries, epoch=epoch, direction_norm=v.norm)
+                self._watch_canaries(rows[0], b, canaries)
+            if known is not None:  # the rest share what they leave
+                unknown, here = F.pad(~known, (0, len(losses) - b)).to(weights.device), len(losses)
+                weights = torch.where(unknown, 1 / here, weights * (1 - unknown.sum() / here))
+            if self.overtaken is not None:
+                f = fading(self.step - self._fading_from)
+                weights = (1 - f) * weights + f / len(losses)
             self.scores, self.weights = scores[:b], weights[:b]
-            training = self.step >= self._warmup
             self.step += 1
             if not training:
                 return _mean(losses)
@@ -193,15 +256,108 @@ class GradMimic:
         finally:
             current.close()
 
-    def _take_direction(self) -> Direction:
-        moved = any(
-            parameter.device != self._target[name].device
-            or parameter.dtype != self._target[name].dtype
-            for name, parameter in self._subset.parameters.items()
+    def compare(self, losses: Tensor, reference_losses: Tensor) -> bool:
+        """Tell whether the model has overtaken its reference on samples that can be trusted.
+
+        mean(ℓ_ref − ℓ) > 1.96 standard errors of that mean; then the weights start to fade.
+
+        Args:
+            losses: ``[n]``, the model's, on samples that neither was trained on.
+            reference_losses: ``[n]``, the reference's on the same samples.
+
+        Returns:
+            Whether it has, now or before.
+
+        Raises:
+            LossError: not one loss per sample, or not equally many.
+
+        Example:
+            >>> model, better = nn.Linear(1, 2), nn.Linear(1, 2)
+            >>> GradMimic(model, better).compare(torch.tensor([0.1, 0.2]), torch.tensor([1.1, 1.3]))
+            True
+        """
+        if lower(losses, reference_losses) and self._overtaken.tell(self.step):
+            self._start_to_fade("its loss on trusted samples is the lower one")
+        return self.overtaken is not None
+
+    def _resume(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Go on as the log says that this run left off."""
+        for event in events:
+            if event["event"] == "overtaken":
+                self._overtaken.tell(event["step"])
+                self._fading_from = event["step"]
+            elif event["event"] == "aligned" and isinstance(self._alignment, Trial):
+                self._align = event["alignment"]
+                self._alignment = pick_alignment(
+                    self._align, self._model, self._subset, self._reference
+                )
+
+    def _softmax(self, scores: Tensor, known: Tensor | None) -> Tensor:
+        """Return ``[b]``, w = softmax(m/τ) over the samples that can be scored."""
+        tau = self._temperature(scores, self.step)
+        if known is None:
+            return batch_weights(scores, tau)
+        padded = F.pad(known, (0, len(scores) - len(known)), value=True).to(scores.device)
+        return batch_weights(scores.masked_fill(~padded, -torch.inf), tau).nan_to_num(0.0)
+
+    def _observe(self, ids: Ids | None) -> Tensor | None:
+        """Let the alignment learn from this pass; return which samples it knows, ``[b]``."""
+        known = self._alignment.observe(ids)
+        if known is not None:
+            if self.missing == 0:
+                _logger.warning(
+                    "gradmimic: the reference's outputs lack samples of this batch; such samples "
+                    "train with weight 1/b and are not logged. `missing` counts them."
+                )
+            self.missing += int((~known).sum())
+        return known
+
+    def _try(
+        self,
+        scores: npt.NDArray[np.float32],
+        b: int,
+        ids: Ids | None,
+        canaries: CanaryLosses | None,
+    ) -> None:
+        """Let the canaries speak on the candidate whose turn it is, and settle on one in time."""
+        trial = self._alignment
+        assert isinstance(trial, Trial)  # noqa: S101
+        if canaries is None:
+            raise UsageError(
+                "align='auto' lets canaries tell which alignment is best: pass "
+                "weigh(…, canaries=Canaries().labels(logits, y, ids)), or name the alignment."
+            )
+        chosen = trial.tell(scores[:b], _plainest(scores[b:], canaries.kinds))
+        self._observe(ids)
+        if chosen is None:
+            return
+        _logger.warning(
+            "gradmimic: align='auto' uses %r. AUROC over canaries: %s.", chosen.name, trial.told()
         )
-        if moved:  # since the last step, by model.to(...)
-            self._target = self._reference.match(self._model, self._subset)
-        return direction(self._subset, self._target)
+        if self._log is not None:
+            areas = {name: area._asdict() for name, area in trial.areas.items()}
+            self._log.mark("aligned", self.step, alignment=chosen.name, auroc=areas)
+        self._alignment = chosen
+
+    def _watch_canaries(
+        self, scores: npt.NDArray[np.float32], b: int, canaries: CanaryLosses | None
+    ) -> None:
+        """Start to fade where canaries no longer score lower than samples."""
+        if canaries is None:
+            return
+        lowest = _plainest(scores[b:], canaries.kinds)
+        if self._overtaken.see(self.step, scores[:b], lowest):
+            self._start_to_fade("canaries score no lower than samples")
+
+    def _start_to_fade(self, why: str) -> None:
+        self._fading_from = self.step
+        _logger.warning(
+            "gradmimic: from step %s on the scores know nothing, %s. The weights fade to equal "
+            "ones, and stage 2 leaves these visits out where it can.",
+            self.overtaken, why,
+        )  # fmt: skip
+        if self._log is not None and self.overtaken is not None:
+            self._log.mark("overtaken", self.overtaken, why=why)
 
     def _head_was_elsewhere(self) -> bool:
         """Settle, after the first pass, which module is the head."""
@@ -223,9 +379,9 @@ class GradMimic:
         ids: Ids | None,
         rows: npt.NDArray[np.float32],
         b: int,
-        epoch: int | None,
-        norm: float,
+        known: Tensor | None,
         canaries: CanaryLosses | None,
+        **facts: Any,
     ) -> None:
         if ids is not None and len(ids) != b:
             raise LossError(f"Expected as many ids as losses, got {len(ids)} and {b}.")
@@ -235,19 +391,7 @@ class GradMimic:
             raise UsageError(
                 "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
             )
-        if isinstance(ids, Tensor):
-            ids = ids.cpu().numpy()
-        batches: list[tuple[Any, npt.NDArray[np.float32], list[str | None] | None]]
-        if canaries is None:
-            batches = [(ids, rows, None)]
-        elif canaries.trained:  # one softmax, so one batch
-            batches = [([*ids, *canaries.ids], rows, [None] * b + [*canaries.kinds])]
-        else:
-            batches = [(ids, rows[:, :b], None), (canaries.ids, rows[:, b:], [*canaries.kinds])]
-        for batch_ids, columns, kinds in batches:
-            self._log.append(
-                batch_ids, *columns, epoch=epoch, step=self.step, direction_norm=norm, canary=kinds
-            )
+        record(self._log, ids, rows, known, canaries, step=self.step, **facts)
 
     def _reweight_scored(
         self, losses: Tensor, weights: Tensor, stand_ins: dict[str, Tensor]
@@ -278,11 +422,30 @@ class GradMimic:
         return mean + linear - linear.detach()  # type: ignore[union-attr]
 
 
+class _Waiting(Engine):
+    """A pass that is not scored, since the alignment knows too little yet."""
+
+    def __init__(self) -> None:
+        self.stand_ins: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "_Waiting":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def derivative(self, losses: Tensor) -> Tensor:
+        raise UsageError("This pass was not scored.")
+
+    def close(self) -> None:
+        pass
+
+
+def _plainest(scores: npt.NDArray[np.float32], kinds: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the scores of the canaries that make the fewest assumptions."""
+    plain = [not kind.startswith("confusable/") for kind in kinds]
+    return scores[np.array(plain, dtype=np.bool_)] if any(plain) else scores
+
+
 def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)  # 0 for an empty batch, which a mean would make NaN
-
-
-def _check_temperature(value: float) -> float:
-    if not value > 0:
-        raise ParameterError(f"temperature must be a positive number or inf, got {value!r}.")
-    return value

@@ -67,7 +67,7 @@ def cosine(derivative: Tensor, direction_norm: float, gradient_norms: Tensor) ->
     return torch.where(gradient_norms > 0, scores / gradient_norms, 0.0)
 
 
-def batch_weights(scores: Tensor, temperature: float) -> Tensor:
+def batch_weights(scores: Tensor, temperature: float | Tensor) -> Tensor:
     """Turn the scores of one batch into the weights of its samples.
 
     w = softmax(m / τ)

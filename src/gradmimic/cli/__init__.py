@@ -4,6 +4,8 @@ import sys
 
 import typer
 
+from gradmimic.cli.cache import cache
+from gradmimic.cli.check import check
 from gradmimic.cli.quality import quality
 from gradmimic.cli.run import run
 from gradmimic.cli.select import select
@@ -15,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     help="Does learning from this sample move my weights toward a better model's weights?",
 )
-for command in (run, select, quality):
+for command in (run, check, select, quality, cache):
     app.command()(command)
 
 

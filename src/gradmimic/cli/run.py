@@ -13,9 +13,10 @@ from gradmimic.run.config import RunConfig, load_config
 def run(config: Path | None, **flags: Any) -> None:
     """Train plain and re-weighted, find the mislabelled samples, and report.
 
-    Needs data with labels, and a reference: either samples known to be clean (--trusted) or a file
-    of better weights (--reference). Writes the score log, selection.parquet, metrics.json,
-    report.html, the weights and the resolved config.yaml to --out.
+    Needs data with labels, and a reference: samples known to be clean (--trusted), a file of better
+    weights or of outputs (--reference), or nothing but the labels (--reference self). Writes the
+    score log, selection.parquet, metrics.json, report.html, the weights and the resolved
+    config.yaml to --out.
     """
     resolved = load_config(config, flags)
 
@@ -58,11 +59,11 @@ def _signature() -> Signature:
 
 
 def _flag_type(hint: Any) -> Any:
-    """Return what a flag takes: the type itself, text where a file may also hold a list."""
+    """Return what a flag takes: the type itself, text where there are several."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if str(hint).startswith("typing.Literal") or not kinds:
         return hint
-    return kinds[0]
+    return kinds[0] if len(kinds) == 1 else str
 
 
 def _text(default: object) -> str:

@@ -106,7 +106,8 @@ def decide(
             "reason": pa.array([number[reason] for reason in said.reasons], pa.int32()),
         }
         table = engine.table(pa.table(columns))
-        rows = plan.decided(engine.unpacked, samples, table, list(said.keys), reasons)
+        told = [reason + visits.note for reason in reasons]
+        rows = plan.decided(engine.unpacked, samples, table, list(said.keys), told)
         if out is None:
             return Selection(engine.fetch(rows)), calibration
         engine.write(rows, Path(out))

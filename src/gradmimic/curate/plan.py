@@ -1,12 +1,14 @@
 """Stage 2 as relations: what is computed over all visits and all samples, as Ibis expressions.
 
     visits ── survey ──────────► who scored when, and the grid of each scorer and epoch
+           ── GROUP BY sample ─► (of a log that says so) who has samples that no one else has
            ── bins ────────────► one histogram of each scorer and epoch   → rule → threshold
            ── GROUP BY sample ─► samples: mean score, and the votes in the bits of one integer
     samples ── bins, tallies ──► a histogram, or vote patterns and counts → rule or label model
             ── JOIN what they say, ORDER BY sample_id ──► the selection
 
-The visits are read three times and grouped by sample once, whatever the rule. What comes back to
+The visits are read three times and grouped by sample once, whatever the rule; both once more where
+a training overtook its reference. What comes back to
 Python is small: histograms and patterns. What goes in again are small tables to join.
 
 A voter is one scorer at one epoch, or a selection from elsewhere. Voter v sets bit v where it voted
@@ -69,6 +71,7 @@ def survey(rows: "ir.Table") -> "ir.Table":
         rows=rows.count(),
         low=rows.x.min(),
         high=rows.x.max(),
+        step=rows.step.min(),
         not_score=_unfit(rows.score).sum(),
         not_x=_unfit(rows.x).sum(),
     )
@@ -83,6 +86,17 @@ def broken(rows: "ir.Table", name: str) -> "ir.Table":
 def placed(rows: "ir.Table", voters: "ir.Table") -> "ir.Table":
     """Give each visit its voter's columns; visits of nobody are left out."""
     return rows.join(voters, ["scorer", "epoch"])
+
+
+def only_doubtful(rows: "ir.Table") -> "ir.Table":
+    """Count, by the first voter that has them, the samples that doubtful voters alone have.
+
+    Args:
+        rows: placed visits of one scorer's samples, with ``doubtful`` of each voter.
+    """
+    found = rows.group_by("sample_id").agg(sure=(~rows.doubtful).sum(), voter=rows.voter.min())
+    alone = found.filter(found.sure == 0)
+    return alone.group_by("voter").agg(rows=alone.count())
 
 
 def visit_bins(rows: "ir.Table", with_losses: bool) -> "ir.Table":

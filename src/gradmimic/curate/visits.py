@@ -2,6 +2,9 @@
 
     log  →  rows (one per visit)  →  voters: one per scorer and epoch, in order, with a grid each
 
+Where the log says that from some step on the model had overtaken its reference, the voters that
+began later are left out, but for those that alone have seen some sample.
+
 A log that is still being written is read up to its last complete part. Nothing here holds more than
 histograms in memory.
 """
@@ -20,7 +23,7 @@ from gradmimic.curate.backends import Engine
 from gradmimic.curate.decide import Log
 from gradmimic.curate.histogram import Grid, Histogram, grid_of, histograms
 from gradmimic.curate.selection import Selection
-from gradmimic.errors import ConfigError, DataError, LogError
+from gradmimic.errors import ConfigError, DataError, LogError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.log_reader import LogReader
 
@@ -47,6 +50,7 @@ class Voter(NamedTuple):
     epoch: int
     rows: int  # visits of samples, canaries not counted
     canaries: int
+    step: int  # its first one
     grid: Grid
 
 
@@ -63,6 +67,7 @@ class Visits:
     Attributes:
         where: names the log in messages.
         voters: in order of scorer, then epoch.
+        note: what to add to every reason, where voters were left out.
 
     Raises:
         LogError: the log is empty or damaged, lacks a scorer, or holds a number that is not finite.
@@ -79,6 +84,7 @@ class Visits:
     ) -> None:
         self.engine = engine
         self._parts: list[Path] = []
+        overtaken: dict[str, int] = {}
         if isinstance(log, pa.Table):
             self.where = "the table"
             rows = engine.table(_checked_table(log, self.where))
@@ -86,9 +92,11 @@ class Visits:
             reader = log if isinstance(log, LogReader) else ScoreLog.read(log)
             self.where = f"the log at {reader.path}"
             rows = self._opened(reader)
+            overtaken = _overtaken(reader)
         with self.blaming_parts():
             self.rows = _typed(rows, relative)
             self.voters = self._voters(scorers, edge)
+            self.note = self._leave_out(overtaken)
             self._packed = self._look_packed()
 
     @contextmanager
@@ -211,11 +219,14 @@ class Visits:
         counted = canaries.group_by(["scorer", "epoch"]).aggregate([("rows", "sum")]).to_pylist()
         marked = {(row["scorer"], row["epoch"]): row["rows_sum"] for row in counted}
         samples = found.filter(pc.is_null(found["canary"]))
+        begun = samples.group_by(["scorer", "epoch"]).aggregate([("step", "min")]).to_pylist()
+        first = {(row["scorer"], row["epoch"]): row["step_min"] for row in begun}
         levels = histograms(samples.drop_columns("canary"), ["scorer", "epoch"])
         voters = []
         for (name, epoch), own in levels.items():
             drawn = marked.get((name, epoch), 0)
-            voters.append(Voter(name, epoch, int(own.counts.sum()), drawn, grid_of(own, edge)))
+            rows = int(own.counts.sum())
+            voters.append(Voter(name, epoch, rows, drawn, first[name, epoch], grid_of(own, edge)))
         present = {voter.scorer for voter in voters}
         if missing := [name for name in scorers if name not in present]:
             raise LogError(
@@ -223,6 +234,29 @@ class Visits:
                 "to decide on."
             )
         return sorted(voters, key=lambda voter: (scorers.index(voter.scorer), voter.epoch))
+
+    def _leave_out(self, overtaken: dict[str, int]) -> str:
+        """Drop voters that know nothing, where no sample is lost by it; return what to say."""
+        left_out: list[Voter] = []
+        for scorer, since in overtaken.items():
+            doubtful = [voter.scorer == scorer and voter.step >= since for voter in self.voters]
+            own = [voter.scorer == scorer for voter in self.voters]
+            if not any(doubtful) or doubtful == own:
+                continue
+            table = self._table({"doubtful": pa.array(doubtful)})
+            rows = self.rows.filter(self.rows.canary.isnull() & (self.rows.scorer == scorer))
+            needed = self.engine.fetch(plan.only_doubtful(plan.placed(rows, table)))
+            kept = set(needed["voter"].to_pylist())
+            left_out += [
+                voter
+                for number, voter in enumerate(self.voters)
+                if doubtful[number] and number not in kept
+            ]
+        if not left_out:
+            return ""
+        self.voters = [voter for voter in self.voters if voter not in left_out]
+        epochs = listed(f"{voter.epoch}" for voter in left_out)
+        return f"; the model had overtaken its reference, so visits of epoch {epochs} were left out"
 
     def _table(self, columns: dict[str, pa.Array]) -> "ir.Table":
         """Return the voters as a table to join, with more columns."""
@@ -274,6 +308,19 @@ class Visits:
             "again, and a sampler with replacement do this: give each run a folder of its own, or "
             "pass only the rows that count, as a table from log.scan(filter=…)."
         )
+
+
+def _overtaken(reader: LogReader) -> dict[str, int]:
+    """Return the step from which on a scorer's scores know nothing, for those that it happened to.
+
+    What ``GradMimic`` notes is of its own scores.
+    """
+    found: dict[str, int] = {}
+    for event in reader.events:
+        if event["event"] == "overtaken":
+            scorer = event.get("scorer", "mimic")
+            found[scorer] = min(found.get(scorer, event["step"]), event["step"])
+    return found
 
 
 def _typed(rows: "ir.Table", relative: bool) -> "ir.Table":

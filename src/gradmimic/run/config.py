@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 from gradmimic.atomic import atomic_write
 from gradmimic.errors import ConfigError
 
+SELF = ("self", "self-early", "self-average")
+
 
 def _key(default: Any, group: str, text: str) -> Any:
     return field(default=default, metadata={"group": group, "help": text})
@@ -54,7 +56,16 @@ class RunConfig:
     reference: str | None = _key(
         None,
         "Reference",
-        "A file of better weights: .safetensors or .pt, such as the reference.pt of another run.",
+        "A file of better weights: .safetensors or .pt, such as the reference.pt of another run; a "
+        ".parquet of outputs from anywhere (gradmimic cache); or, where there is neither, self: "
+        "cross-fitted on the given labels, self-early or self-average.",
+    )
+    align: Literal["none", "shift", "transport", "auto"] | None = _key(
+        None,
+        "Reference",
+        "How the reference is brought near the model's weights: as it is (none), by its outputs "
+        "(transport), or as the canaries prefer (auto). Default: none on a frozen trunk, else "
+        "transport.",
     )
     trusted: str | tuple[int | str, ...] | None = _key(
         None,
@@ -82,22 +93,23 @@ class RunConfig:
         "frozen",
         "Training",
         "The layers below the head, where there are any: the reference's, "
-        "frozen; or trained from the reference's initial weights.",
+        "frozen; or trained with the head, from initial weights of their own.",
     )
     params: str | None = _key(
         None,
         "Training",
         "The scored parameters: head, all, or a glob "
-        "pattern. Default: head on a frozen trunk, else all.",
+        "pattern. Default: head, and all where a trained trunk is not aligned.",
     )
     epochs: int = _key(5, "Training", "Passes over the data.")
     batch_size: int = _key(32, "Training", "Samples per step.")
     lr: float = _key(1e-3, "Training", "AdamW's learning rate.")
     weight_decay: float = _key(1e-5, "Training", "AdamW's weight decay.")
-    temperature: float = _key(
-        0.7,
+    temperature: float | Literal["auto"] | None = _key(
+        None,
         "Training",
-        "τ of the batch weights softmax(m/τ), in the scores' unit; smaller trusts them more.",
+        "τ of the batch weights softmax(m/τ), in the scores' unit; smaller trusts them more. auto: "
+        "a share of the scores' spread. Default: 0.7, and auto where the reference is aligned.",
     )
     warmup: int = _key(0, "Training", "First steps that score but train on the plain mean.")
     reweight: Literal["all", "scored"] = _key(
@@ -135,10 +147,10 @@ class RunConfig:
             raise ConfigError("There is no data: give --data PATH, or `data:` in the file.")
         if self.reference is None and self.trusted is None:
             raise ConfigError(
-                "There is no reference: give --trusted (samples known to be clean) or --reference "
-                "(a file of better weights)."
+                "There is no reference: give --trusted (samples known to be clean), --reference "
+                "(a file of better weights, or of outputs), or --reference self."
             )
-        if self.reference is not None and self.trusted is not None:
+        if self.reference not in (None, *SELF) and self.trusted is not None:
             raise ConfigError("Both reference and trusted are given; expected one of them.")
         for name, owner in (("test_labels", "test"), ("trusted_labels", "trusted")):
             if getattr(self, name) is not None and getattr(self, owner) is None:
@@ -152,6 +164,23 @@ class RunConfig:
                 f"params={self.params!r} asks for more than the head, but the trunk is frozen and "
                 "only the head is trained; give trunk: trained as well."
             )
+        if self.gives_outputs_only and self.aligned != "transport":
+            raise ConfigError(
+                f"align={self.align!r} compares weights, but the reference {self.reference} is a "
+                "table of outputs; leave align out."
+            )
+        if self.aligned in ("transport", "auto", "shift") and self.params not in (None, "head"):
+            raise ConfigError(
+                f"align={self.aligned!r} moves the head, but params={self.params!r} asks for more; "
+                "leave params out, or give align: none."
+            )
+        if self.align == "auto" and self.canaries == "off":
+            raise ConfigError("align is auto but canaries is off; canaries tell which is best.")
+        if self.aligned in ("transport", "auto") and self.epochs < 2:
+            raise ConfigError(
+                f"epochs is 1, but with align={self.aligned!r} the first steps are not scored, so "
+                "some samples never would be; expected 2 epochs or more."
+            )
         least = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
         least |= {"reference_epochs": 1, "warmup": 0, "weight_decay": 0, "seed": 0}
         for name, limit in least.items():
@@ -162,8 +191,31 @@ class RunConfig:
         if self.rule == "calibrated" and self.canaries == "off":
             raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
         for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if not isinstance(value, str | None) and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    @property
+    def gives_outputs_only(self) -> bool:
+        """Whether the reference is a table of outputs, without weights."""
+        return Path(self.reference or "").suffix == ".parquet"
+
+    @property
+    def aligned(self) -> Literal["none", "shift", "transport", "auto"]:
+        """How the reference is brought near the model's weights."""
+        if self.align is not None:
+            return self.align
+        if self.gives_outputs_only:
+            return "transport"
+        frozen = self.trunk == "frozen" or self.params not in (None, "head")
+        return "none" if frozen else "transport"
+
+    @property
+    def tau(self) -> "float | Literal['auto']":
+        """τ of the batch weights."""
+        if self.temperature is not None:
+            return self.temperature
+        return "auto" if self.aligned in ("transport", "auto") else 0.7
 
     def as_dict(self) -> dict[str, Any]:
         """Return the keys and values as plain data, which YAML and JSON can hold."""

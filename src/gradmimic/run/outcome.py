@@ -21,8 +21,9 @@ from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
-from gradmimic.run.metrics import auroc, detection
+from gradmimic.run.metrics import detection
 from gradmimic.run.trainings import Trained
+from gradmimic.separation import auroc
 
 USELESS = 0.6  # an AUROC below this says that the scores know next to nothing
 

@@ -104,9 +104,9 @@ def train(
         x, y = data.inputs[rows], data.labels[rows]
         batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
         with mimic or nullcontext():
-            logits = model(x)  # [b, K]
-            losses = F.cross_entropy(logits, y, reduction="none")  # [b]
-            drawn = canaries.labels(logits, y, batch_ids) if mimic and canaries else None
+            z = model(x)  # [b, K]
+            losses = F.cross_entropy(z, y, reduction="none")  # [b]
+            drawn = canaries.labels(z, y, batch_ids) if mimic and canaries else None
         if mimic is None:
             loss = check_losses(losses).mean()
         else:
@@ -121,10 +121,15 @@ def train(
 
 
 @torch.no_grad()
+def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return ``[n, K]``, what a model says of each input."""
+    model.eval()
+    return torch.cat([model(block) for block in inputs.split(1024)])
+
+
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return ``[n]``, the class numbers that a model gives."""
-    model.eval()
-    return torch.cat([model(block).argmax(1) for block in inputs.split(1024)])
+    return logits(model, inputs).argmax(1)
 
 
 def accuracy(model: nn.Module, data: Rows) -> float:

@@ -1,8 +1,8 @@
 """The three trainings of a run: the reference, plain, and re-weighted.
 
-All start from the same initial weights: a reference is only reachable from its own. With a frozen
-trunk the layers below the head are the reference's; what they make of each sample is computed once,
-and the head alone is trained.
+All start from the same initial weights. With a frozen trunk the layers below the head are the
+reference's; what they make of each sample is computed once, and the head alone is trained. With a
+trained one the reference is transported: its outputs, computed once, are all that is used.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,26 @@ from gradmimic.atomic import atomic_write
 from gradmimic.canaries import Canaries, enough
 from gradmimic.data import Samples
 from gradmimic.direction import choose
-from gradmimic.errors import ReferenceMismatchError
+from gradmimic.errors import ReferenceMismatchError, listed
 from gradmimic.log import ScoreLog
+from gradmimic.outputs import Outputs
 from gradmimic.reference import load_reference
 from gradmimic.reweight import GradMimic
-from gradmimic.run.config import RunConfig
+from gradmimic.run.config import SELF, RunConfig
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.models import Classifier, build_model
-from gradmimic.run.train import Curve, Rows, accuracy, predict, train
+from gradmimic.run.self_reference import Kind, Recipe, self_reference
+from gradmimic.run.train import Curve, Rows, accuracy, logits, train
 
 Progress = Callable[[str, int], Callable[[], None]]
 """``progress(what, steps)`` announces a training and returns what to call after each step."""
+
+
+_SELF: dict[str, Kind] = {
+    "self": "cross_fit",
+    "self-early": "early",
+    "self-average": "average",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +88,40 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             **more,
         )
 
-    params = config.params or ("head" if config.trunk == "frozen" else "all")
-    reference = deepcopy(initial)
-    choose(reference, params)  # an unmatched pattern is better found now than after two trainings
-    if inputs.trusted is not None:
-        trusted = _rows(inputs.trusted, device)
+    unaligned = config.trunk == "trained" and config.aligned == "none"
+    params = config.params or ("all" if unaligned else "head")
+    choose(initial, params)  # an unmatched pattern is better found now than after two trainings
+    reference, said = deepcopy(initial), None
+    trusted = None if inputs.trusted is None else _rows(inputs.trusted, device)
+    if config.gives_outputs_only:
+        said = _read_outputs(config, inputs)
+    elif config.reference in SELF:
+        made = self_reference(
+            _SELF[str(config.reference)],
+            initial,
+            data,
+            Recipe(
+                config.epochs, config.batch_size, config.lr, config.weight_decay, config.seed + 1
+            ),
+            trusted=trusted,
+            progress=progress,
+        )
+        reference = made.model
+        said = Outputs(inputs.train.ids, made.outputs, source=str(config.reference))
+    elif trusted is not None:
         epochs = config.reference_epochs or ceil(config.epochs * len(data) / len(trusted))
         fit("reference", reference, trusted, epochs, config.seed + 1)
     else:
         _fill(reference, str(config.reference))
-    _save(reference, out / "reference.pt")
-    suggested = predict(reference, data.inputs).cpu().numpy()
-    reference_accuracy = None if test is None else accuracy(reference, test)
+    reference_accuracy = None
+    if not config.gives_outputs_only:
+        _save(reference, out / "reference.pt")
+        reference_accuracy = None if test is None else accuracy(reference, test)
+        if said is None:
+            said = Outputs(inputs.train.ids, logits(reference, data.inputs), source="reference.pt")
+    assert said is not None  # noqa: S101
+    rows, known = said.of(inputs.train.ids)
+    suggested = np.where(known, rows.argmax(1), inputs.train.labels)
 
     if config.trunk == "frozen":
         data = Rows(reference.encode(data.inputs), data.labels)
@@ -118,9 +149,14 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
     with ScoreLog(out / "log", config=config.as_dict(), seed=config.seed) as log:
         mimic = GradMimic(
             part,
-            reference if part is model else reference.head,
+            said
+            if config.aligned == "transport"
+            else reference
+            if part is model
+            else reference.head,
             params=params,
-            temperature=config.temperature,
+            align=config.aligned,
+            temperature=config.tau,
             log=log,
             reweight=config.reweight,
             warmup=config.warmup,
@@ -138,6 +174,26 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
         )
     _save(model, out / "reweighted.pt")
     return Trained(plain, reweighted, reference_accuracy, suggested)
+
+
+def _read_outputs(config: RunConfig, inputs: Inputs) -> Outputs:
+    """Read a table of outputs, and check that it is of these samples and classes."""
+    outputs = Outputs.read(str(config.reference))
+    classes = len(inputs.train.classes)
+    if outputs.width != classes:
+        raise ReferenceMismatchError(
+            f"The outputs {config.reference} have {outputs.width} columns, but the labels have "
+            f"{classes} classes. Expected one for each class, in this order: "
+            f"{listed(inputs.train.classes)}."
+        )
+    known = int(outputs.of(inputs.train.ids)[1].sum())
+    if known == 0:
+        raise ReferenceMismatchError(
+            f"The outputs {config.reference} know none of the {len(inputs.train)} samples: their "
+            f"ids are such as {outputs.ids[0]!r}, those of the data such as "
+            f"{inputs.train.ids[0].item()!r}. Give both the same --ids."
+        )
+    return outputs
 
 
 def _initial(config: RunConfig, samples: Samples) -> Classifier:

@@ -1,0 +1,67 @@
+"""What of a weighed batch goes into the log: samples and canaries, each as a batch of their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from gradmimic.canaries import CanaryLosses
+from gradmimic.log import ScoreLog
+
+Ids = Sequence[int] | Sequence[str] | Tensor | npt.NDArray[Any]
+
+
+def record(
+    log: ScoreLog,
+    ids: Ids,
+    rows: npt.NDArray[np.float32],
+    known: Tensor | None,
+    canaries: CanaryLosses | None,
+    **facts: Any,
+) -> None:
+    """Log one batch.
+
+    Args:
+        log: where to.
+        ids: ``[b]`` sample ids.
+        rows: ``[3, b + c]``, score, weight and loss of the samples and then of the canaries.
+        known: ``[b]`` bool, which samples the reference knows; the others, and canaries made of
+            them, are left out. None stands for all.
+        canaries: c of them, or none.
+        facts: more keywords of ``ScoreLog.append``.
+
+    Raises:
+        LogError: the log refuses these rows.
+    """
+    if isinstance(ids, Tensor):
+        ids = ids.cpu().numpy()
+    if known is not None:
+        ids, rows, canaries = _only(known, ids, rows, canaries)
+    b = len(ids)
+    batches: list[tuple[Any, npt.NDArray[np.float32], list[str | None] | None]]
+    if canaries is None:
+        batches = [(ids, rows, None)]
+    elif canaries.trained:  # one softmax, so one batch
+        batches = [([*ids, *canaries.ids], rows, [None] * b + [*canaries.kinds])]
+    else:
+        batches = [(ids, rows[:, :b], None), (canaries.ids, rows[:, b:], [*canaries.kinds])]
+    for batch_ids, columns, kinds in batches:
+        log.append(batch_ids, *columns, canary=kinds, **facts)
+
+
+def _only(
+    known: Tensor, ids: Any, rows: npt.NDArray[np.float32], canaries: CanaryLosses | None
+) -> tuple[list[Any], npt.NDArray[np.float32], CanaryLosses | None]:
+    """Leave out the samples that the reference does not know, and the canaries made of them."""
+    mask = known.numpy()  # [b]
+    kept = [sample_id for sample_id, here in zip(ids, mask.tolist(), strict=True) if here]
+    if canaries is None:
+        return kept, rows[:, mask], None
+    there = set(kept)
+    own = [sample_id in there for sample_id in canaries.ids]
+    names: list[Any] = [name for name, here in zip(canaries.ids, own, strict=True) if here]
+    kinds = [kind for kind, here in zip(canaries.kinds, own, strict=True) if here]
+    inside = np.concatenate([mask, np.array(own, dtype=np.bool_)])
+    return kept, rows[:, inside], canaries._replace(ids=names, kinds=kinds)

@@ -1,0 +1,259 @@
+"""Writing a table of outputs: from a reference run over data once, or from columns that exist.
+
+data, reference.pt  ─┐
+                     ├→ (ids, values), batch by batch → outputs.parquet
+table, its columns  ─┘
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gradmimic.data import images
+from gradmimic.data.classes import make_classes
+from gradmimic.data.columns import column_names, read_column
+from gradmimic.data.features import read_features
+from gradmimic.data.read import _LABELS, _are_images, _given_labels, _ids, _read_images
+from gradmimic.errors import ConfigError, DataError, ReferenceMismatchError
+from gradmimic.outputs import Kind, cache_outputs
+from gradmimic.reference import load_reference
+from gradmimic.run.models import Classifier, build_model
+from gradmimic.run.output_columns import open_columns
+
+Progress = Callable[[str, int], Callable[[], None]]
+
+_BATCH = 1024  # rows that a reference sees at once
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What was written."""
+
+    path: Path
+    rows: int
+    width: int
+    kind: str
+    size: int  # bytes
+    seconds: float
+    notes: list[str]
+
+
+def cache_reference(
+    data: str,
+    reference: str,
+    out: str,
+    *,
+    ids: str | None = None,
+    labels: str | None = None,
+    kind: Literal["auto", "features", "images"] = "auto",
+    image_size: int = 32,
+    model: Literal["auto", "linear", "mlp", "cnn"] = "auto",
+    hidden: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda _what, _steps: lambda: None,
+) -> Cached:
+    """Run a built-in model over a data set, and write its logits.
+
+    Args:
+        data: everything that ``gradmimic run`` reads.
+        reference: the ``reference.pt`` of another run, of any model; or another file of such
+            weights.
+        out: the file to write.
+        ids: a column spec; left out, the ids are those of a run: row numbers, or paths.
+        labels: a column spec, so that a column of labels is not read as a feature.
+        kind: what the data are.
+        image_size: what the reference was trained at, in pixels.
+        model: the reference's architecture; ``"auto"`` reads it off the weights.
+        hidden: its width, likewise.
+        overwrite: replace a file that is there.
+        progress: told of every batch.
+
+    Raises:
+        ConfigError: the file is there already, or cannot be written.
+        DataError: the data cannot be read.
+        ReferenceMismatchError: the weights are not those of such a model on such inputs.
+    """
+    began = time.perf_counter()
+    target = _target(out, overwrite, data, reference)
+    inputs, sample_ids, notes = _read(data, ids, labels, kind, image_size)
+    classifier = _restore(reference, inputs, model, hidden)
+    notes += _other_classes(data, labels, classifier.head.out_features)
+    on_batch = progress("cache", ceil(len(inputs) / _BATCH))
+
+    def batches() -> Iterator[tuple[Any, Tensor]]:
+        for start in range(0, len(inputs), _BATCH):
+            rows = slice(start, start + _BATCH)
+            yield sample_ids[rows], torch.tensor(inputs[rows])
+            on_batch()
+
+    return _write(target, classifier, batches(), "logits", reference, began, notes)
+
+
+def cache_table(
+    table: str,
+    out: str,
+    *,
+    kind: Kind,
+    outputs: list[str] | None = None,
+    ids: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda _what, _steps: lambda: None,
+) -> Cached:
+    """Write the outputs that a table already holds.
+
+    Args:
+        table: a ``.parquet``, ``.csv``, ``.npy`` or ``.npz`` file.
+        out: the file to write.
+        kind: what the outputs are.
+        outputs: a column of lists, or several columns of numbers, by name or pattern; see
+            :func:`gradmimic.run.output_columns.open_columns`.
+        ids: a column spec; left out, row numbers.
+        overwrite: replace a file that is there.
+        progress: told of every batch.
+
+    Raises:
+        ConfigError: the file is there already, or cannot be written.
+        DataError: the table cannot be read, or its values are not what ``kind`` says.
+    """
+    began = time.perf_counter()
+    target = _target(out, overwrite, table)
+    path = Path(table)
+    id_names = [ids] if ids in column_names(path) else []
+    columns = open_columns(path, outputs or [], exclude=id_names)
+    sample_ids = np.arange(columns.rows) if ids is None else read_column(ids, path).values
+    if len(sample_ids) != columns.rows:
+        raise DataError(
+            f"{ids} has {len(sample_ids)} ids, but {table} has {columns.rows} rows. Give one id "
+            "per row, in the same order."
+        )
+    on_batch = progress("cache", columns.batches)
+
+    def batches() -> Iterator[tuple[Any, npt.NDArray[Any]]]:
+        start = 0
+        for values in columns.read():
+            yield sample_ids[start : start + len(values)], values
+            start += len(values)
+            on_batch()
+
+    notes = [f"The classes stand in this order: {columns.order}."] if columns.order else []
+    return _write(target, _as_tensor, batches(), kind, table, began, notes)
+
+
+def _write(
+    target: Path,
+    reference: nn.Module | Callable[[Any], Tensor],
+    batches: Iterator[tuple[Any, Any]],
+    kind: Kind,
+    source: str,
+    began: float,
+    notes: list[str],
+) -> Cached:
+    """Run the reference, and write; what cannot be written is said in one line."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        outputs = cache_outputs(reference, batches, target, kind=kind, source=source)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {target}: {error}. Nothing of it was left there."
+        ) from error
+    seconds = time.perf_counter() - began
+    size = target.stat().st_size
+    return Cached(target, len(outputs), outputs.width, outputs.kind, size, seconds, notes)
+
+
+def _as_tensor(values: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values)
+
+
+def _target(out: str, overwrite: bool, *sources: str) -> Path:
+    """Return where to write, having checked that nothing is lost by it."""
+    target = Path(out)
+    if target.suffix.lower() != ".parquet":
+        raise ConfigError(
+            f"out is {out}, expected a name that ends in .parquet: that is how outputs are told "
+            "from weights."
+        )
+    if any(target.resolve() == Path(source).resolve() for source in sources):
+        raise ConfigError(f"out is {out}, which is also what is read. Give another --out.")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise ConfigError(f"{out} exists already. Give another --out, or --overwrite.")
+    return target
+
+
+def _read(
+    data: str,
+    ids: str | None,
+    labels: str | None,
+    kind: Literal["auto", "features", "images"],
+    image_size: int,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+    """Read inputs ``[n, …]`` and ids ``[n]`` as a run does, but need no labels."""
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"no file or folder {path} (from {Path.cwd()}); check the path")
+    folder = images.list_folder(path) if path.is_dir() else None
+    if not _are_images(path, kind, []):
+        others = {spec for spec in (labels, ids, *_LABELS) if spec}
+        inputs: npt.NDArray[Any] = read_features(path, exclude=others)
+        rows, failed = np.arange(len(inputs)), 0
+    else:
+        read = _read_images(path, folder, [], image_size, 3)
+        inputs, rows, failed = read.array, read.rows, len(read.failed)
+    all_ids = _ids(path, ids, folder, len(rows) + failed)
+    if len(all_ids) != len(rows) + failed:
+        raise DataError(
+            f"{ids} has {len(all_ids)} ids, but {data} has {len(rows) + failed} samples. Give one "
+            "id per sample, in the same order."
+        )
+    notes = [f"{failed} images could not be decoded and have no outputs."] if failed else []
+    return inputs, all_ids[rows], notes
+
+
+def _restore(source: str, inputs: npt.NDArray[Any], kind: str, hidden: int | None) -> Classifier:
+    """Build the model that the weights are of; without a scaling it takes inputs as they are."""
+    tensors = dict(load_reference(source).tensors)
+    first = tensors.get("trunk.0.weight", tensors.get("trunk.0.0.weight"))  # of an MLP, of a CNN
+    if "head.weight" not in tensors:
+        raise ReferenceMismatchError(
+            f"The reference {source} holds no head.weight; expected the reference.pt of a run, or "
+            "a linear probe's head.weight and head.bias. For any other model call "
+            "gradmimic.outputs.cache_outputs(model, batches, path) in Python."
+        )
+    if kind == "auto":
+        kind = "linear" if first is None else "mlp" if first.ndim == 2 else "cnn"
+    width = hidden or (1 if first is None else len(first))
+    classes = len(tensors["head.weight"])
+    # The scaling comes with the weights: one row is enough to build it.
+    model = build_model(kind, inputs[:1], classes, hidden=width, seed=0)
+    if not any(name.startswith("scale.") for name in tensors):
+        tensors["scale.mean"] = torch.zeros_like(model.scale.mean)
+        tensors["scale.spread"] = torch.ones_like(model.scale.spread)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ReferenceMismatchError(
+            f"The reference {source} is not a {kind} for inputs of shape "
+            f"{list(inputs.shape[1:])}: {' '.join(str(error).split())} Check --model and --hidden, "
+            "and that it was trained on such inputs."
+        ) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _other_classes(data: str, labels: str | None, width: int) -> list[str]:
+    """Say so where the data are known to have another number of classes than the reference."""
+    path = Path(data)
+    folder = images.list_folder(path) if path.is_dir() else None
+    if labels is None and folder is None and not {*_LABELS} & {*column_names(path)}:
+        return []
+    classes = len(make_classes(_given_labels(path, labels, folder).values))
+    if classes == width:
+        return []
+    return [f"The data have {classes} classes, but the reference gives {width} outputs."]
