@@ -3,10 +3,10 @@
 For each noise and seed: plain training; the same on the clean samples alone, which is all that a
 perfect filter could reach; and re-weighted training with ``align="transport"`` and references that
 share nothing with the model but the classes: a CNN of the same width from other initial weights,
-one of double width, and one of another family (an MLP on Fashion-MNIST, a linear probe on pretrained
-features on CIFAR-10), each trained on the trusted rows and cached once. At 0.4 also the plain
-difference to the first of them. No choice is made on the test set: accuracy is that of the last
-epoch, against the *best* epoch of plain training.
+one of double width, and one of another family (an MLP on Fashion-MNIST, a linear probe on
+pretrained features on CIFAR-10), each trained on the trusted rows and cached once. At 0.4 also the
+plain difference to the first of them. No choice is made on the test set: accuracy is that of the
+last epoch, against the *best* epoch of plain training.
 
 The overhead is that of a step of ResNet-18, cached and with the reference run beside.
 
@@ -61,7 +61,8 @@ def fashion() -> Data:
 
     def idx(name: str, header: int) -> npt.NDArray[np.uint8]:
         content = gzip.decompress((SHARED / "fashion_mnist" / name).read_bytes())
-        return np.frombuffer(content, np.uint8, offset=header).copy()
+        values: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8, offset=header).copy()
+        return values
 
     x = torch.tensor(idx("t10k-images-idx3-ubyte.gz", 16)).reshape(-1, 1, 28, 28).float()
     y = torch.tensor(idx("t10k-labels-idx1-ubyte.gz", 8)).long()

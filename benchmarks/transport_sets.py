@@ -228,18 +228,18 @@ def thousand_classes(seed: int) -> Task:
     """Clouds around 1,000 centres, 2,048 learned features, a reference that errs a little."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(1000, 128, generator=generator)
-    y = torch.randint(1000, (18_000,), generator=generator)
+    y = torch.randint(1000, (10_000,), generator=generator)
     x = centres[y] + 2 * torch.randn(len(y), 128, generator=generator)
-    noisy = torch.from_numpy(symmetric(y[:16_000].numpy(), RATE, 1000, seed))
+    noisy = torch.from_numpy(symmetric(y[:8_000].numpy(), RATE, 1000, seed))
     said = x @ (centres + 0.5 * torch.randn(1000, 128, generator=generator)).T / 4
-    loss = F.cross_entropy(said[:16_000], noisy, reduction="none")
+    loss = F.cross_entropy(said[:8_000], noisy, reduction="none")
     worth = {
-        "accuracy": float((said[16_000:].argmax(1) == y[16_000:]).float().mean()),
-        "auroc of its own loss": auroc(-loss.numpy(), (noisy != y[:16_000]).numpy()) or 0.0,
+        "accuracy": float((said[8_000:].argmax(1) == y[8_000:]).float().mean()),
+        "auroc of its own loss": auroc(-loss.numpy(), (noisy != y[:8_000]).numpy()) or 0.0,
     }
     return Task(
-        "1,000 classes, 2,048 features", x[:16_000], y[:16_000], noisy, said[:16_000],
-        (x[16_000:], y[16_000:]), mlp(128, 2048, 1000), 1, 64, 1e-3, worth,
+        "1,000 classes, 2,048 features", x[:8_000], y[:8_000], noisy, said[:8_000],
+        (x[8_000:], y[8_000:]), mlp(128, 2048, 1000), 1, 64, 1e-3, worth,
     )  # fmt: skip
 
 

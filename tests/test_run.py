@@ -14,7 +14,8 @@ from blobs import CLASSES, TRUSTED, blob_keys, read_outputs, run_blobs, write_bl
 
 from gradmimic import ScoreLog
 from gradmimic.data import symmetric
-from gradmimic.errors import ReferenceMismatchError
+from gradmimic.errors import ConfigError, DataError, ReferenceMismatchError
+from gradmimic.outputs import Outputs
 from gradmimic.run.config import RunConfig, load_config
 from gradmimic.run.job import OUTPUTS, run_job
 from gradmimic.run.models import build_model
@@ -313,6 +314,83 @@ def test_a_reference_from_a_file_is_as_good_as_the_run_that_trained_it(folder):
         suggested = [re.findall(r'<dd class="reference">(.*?)</dd>', page) for page in pages]
         assert suggested[0] == suggested[1]
         assert len(suggested[0]) == 50
+
+
+def forest_outputs(folder, rows=slice(None)):
+    """Class probabilities of nearest centres: a reference that shares nothing with the model."""
+    x, y = (np.load(folder / f"test_{name}.npy") for name in "xy")
+    centers = np.stack([x[y == label].mean(0) for label in range(CLASSES)])
+    distances = ((np.load(folder / "x.npy")[:, None] - centers) ** 2).sum(-1)
+    shares = np.exp(-distances) / np.exp(-distances).sum(1, keepdims=True)
+    ids = np.arange(len(shares))[rows]
+    Outputs(ids, shares[rows], kind="probabilities").write(folder / "outputs.parquet")
+    return str(folder / "outputs.parquet")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model": "mlp", "hidden": 16, "trunk": "trained"}],
+    ids=["probe", "trained trunk"],
+)
+def test_outputs_from_anywhere_are_transported(folder, changes):
+    metrics, _ = run_blobs(folder, trusted=..., reference=forest_outputs(folder), **changes)
+    assert (metrics["align"], metrics["overtaken"]) == ("transport", None)
+    assert metrics["reference_accuracy"] is None
+    assert metrics["auroc"] > 0.9
+    assert not (folder / "run" / "reference.pt").exists()
+
+
+def test_samples_that_the_outputs_lack_are_kept_and_counted(folder):
+    file = forest_outputs(folder, slice(0, 200))
+    config = RunConfig(**blob_keys(folder, trusted=..., reference=file))
+    outcome = run_job(config)
+    assert outcome.values["unscored"] == 40
+    assert outcome.values["kept"] + outcome.values["removed"] == 200
+    assert any("40 samples were never scored" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("kind", ["self", "self-early", "self-average"])
+def test_a_run_needs_nothing_but_labels(folder, kind):
+    metrics, _ = run_blobs(folder, trusted=..., reference=kind, noise_rate=0.2)
+    assert metrics["auroc"] > 0.8
+    assert metrics["trusted"] == 0
+
+
+def test_canaries_choose_the_alignment_of_a_run(folder):
+    metrics, _ = run_blobs(folder, align="auto", epochs=6, canary_rate=1.0, model="mlp", hidden=8)
+    assert metrics["align"] in ("none", "transport")
+    log = ScoreLog.read(folder / "run" / "log")
+    assert [event["event"] for event in log.events][:1] == ["aligned"]
+    assert metrics["auroc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"align": "none"}, ConfigError, "is a table of outputs; leave align out"),
+        ({"epochs": 1}, ConfigError, "the first steps are not scored"),
+        ({"params": "all", "trunk": "trained"}, ConfigError, "moves the head, but params='all'"),
+        ({"ids": "ids.txt"}, DataError, "have integer ids such as 0"),
+    ],
+)
+def test_outputs_that_cannot_be_used(folder, changes, error, message):
+    (folder / "ids.txt").write_text("\n".join(f"s{row}" for row in range(240)))
+    keys = {"trusted": ..., "reference": forest_outputs(folder), **changes}
+    with pytest.raises(error, match=message):
+        run_blobs(folder, **keys)
+
+
+def test_outputs_of_other_classes_or_samples(folder):
+    file = str(folder / "outputs.parquet")
+    Outputs(range(240), np.eye(5)[np.arange(240) % 5]).write(file)
+    with pytest.raises(ReferenceMismatchError, match="have 5 columns, but the labels have 3"):
+        run_blobs(folder, trusted=..., reference=file)
+    Outputs(range(1000, 1240), np.eye(CLASSES)[np.arange(240) % CLASSES]).write(file)
+    with pytest.raises(
+        ReferenceMismatchError,
+        match="none of the 240 samples: their ids are such as 1000, those of the data such as 0",
+    ):
+        run_blobs(folder, trusted=..., reference=file, overwrite=True)
 
 
 def test_a_linear_probe_is_taken_as_trained_on_unscaled_inputs(folder):

@@ -68,6 +68,8 @@ def measure(
     Returns:
         Plain numbers by name; None where something cannot be known.
     """
+    ids = inputs.train.ids
+    judged = np.isin(ids, selection.table["sample_id"].to_numpy())  # [n]
     tables = [table for table in (inputs.train, inputs.test, inputs.trusted) if table is not None]
     values: dict[str, Any] = {
         "samples": len(inputs.train),
@@ -79,6 +81,9 @@ def measure(
         ],
         "kept": len(selection.kept),
         "removed": len(selection.removed),
+        "unscored": int((~judged).sum()),
+        "align": trained.aligned,
+        "overtaken": trained.overtaken,
         "reference_accuracy": trained.reference_accuracy,
         "plain": vars(trained.plain),
         "reweighted": vars(trained.reweighted),
@@ -93,12 +98,16 @@ def measure(
         values["gain"] = trained.reweighted.accuracy[-1] - trained.plain.accuracy[-1]
     wrong = inputs.wrong
     if wrong is not None:
-        order = np.argsort(inputs.train.ids)  # the selection is sorted by id
+        order = np.argsort(ids[judged])  # the selection is sorted by id
         values |= {
             "noise_rate": float(wrong.mean()),
-            "auroc": auroc(selection.table["score"].to_numpy(), wrong[order]),
-            "auroc_per_epoch": {epoch: auroc(own, wrong) for epoch, own in scores.items()},
-            "detection": detection(~selection.mask(inputs.train.ids), wrong),
+            "auroc": auroc(selection.table["score"].to_numpy(), wrong[judged][order]),
+            "auroc_per_epoch": {
+                epoch: auroc(own[seen], wrong[seen])
+                for epoch, own in scores.items()
+                for seen in [~np.isnan(own)]
+            },
+            "detection": detection(~selection.mask(ids[judged]), wrong[judged]),
         }
     return values
 
@@ -178,6 +187,17 @@ def notes_on(values: Mapping[str, Any]) -> list[str]:
             f"The scores tell wrong labels from right ones with AUROC {values['auroc']:.3f}, where "
             "0.5 is chance: do not trust the selection, and suspect the reference, however large "
             "the gain in accuracy."
+        )
+    if values.get("unscored"):
+        notes.append(
+            f"{values['unscored']} samples were never scored, since the reference has no outputs "
+            "for them; they are not in the selection."
+        )
+    if values.get("overtaken") is not None:
+        notes.append(
+            f"From step {values['overtaken']} on the scores know nothing, as the canaries show: "
+            "the weights faded to equal ones, and later visits are left out of the selection where "
+            "they can be."
         )
     reference, accuracies = values["reference_accuracy"], values["reweighted"]["accuracy"]
     if reference is not None and accuracies and accuracies[-1] > reference:

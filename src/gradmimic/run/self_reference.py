@@ -1,8 +1,8 @@
 """A run's reference where nobody checked any label: from the noisy labels themselves.
 
     cross_fit   z_i = f_{k(i)}(x_i),  w_i = p(y_i | z_i): models that never saw sample i say how far
-                to trust its label; fitted again on Σ w_i ℓ_i, for better
-                weights; with those, the reference is fitted to all samples
+                to trust its label. Fitted again on Σ w_i ℓ_i they say it better, and with these
+                weights the reference is fitted to all samples
     early       θ_ref = θ after the first epoch of a plain training
     average     θ_ref = mean of θ after each of its epochs
 
@@ -72,8 +72,8 @@ def self_reference(
     """Make a reference of the noisy labels, and of trusted ones where there are some.
 
     Args:
-        kind: ``"cross_fit"``, the best, at the cost of five trainings; ``"early"``, a fifth of one
-            where there are five epochs; or ``"average"``, one.
+        kind: ``"cross_fit"``, the best, at the cost of five trainings; ``"early"``, that of one
+            epoch; or ``"average"``, of one training.
         initial: the model that all trainings start from; left as it is.
         data: inputs and noisy labels.
         recipe: the run's own.

@@ -51,6 +51,8 @@ class Trained:
     reweighted: Curve
     reference_accuracy: float | None  # on the test set
     suggested: npt.NDArray[np.int64]  # [n], the reference's class for each training sample
+    aligned: str  # how the reference was brought near
+    overtaken: int | None  # the step from which on the scores know nothing
 
 
 def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Trained:
@@ -173,7 +175,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             ids=inputs.train.ids.tolist(),
         )
     _save(model, out / "reweighted.pt")
-    return Trained(plain, reweighted, reference_accuracy, suggested)
+    return Trained(plain, reweighted, reference_accuracy, suggested, mimic.aligned, mimic.overtaken)
 
 
 def _read_outputs(config: RunConfig, inputs: Inputs) -> Outputs:
@@ -188,10 +190,11 @@ def _read_outputs(config: RunConfig, inputs: Inputs) -> Outputs:
         )
     known = int(outputs.of(inputs.train.ids)[1].sum())
     if known == 0:
+        theirs, ours = np.asarray(outputs.ids[:1]).tolist()[0], inputs.train.ids[0].item()
         raise ReferenceMismatchError(
             f"The outputs {config.reference} know none of the {len(inputs.train)} samples: their "
-            f"ids are such as {outputs.ids[0]!r}, those of the data such as "
-            f"{inputs.train.ids[0].item()!r}. Give both the same --ids."
+            f"ids are such as {theirs!r}, those of the data such as {ours!r}. Give both the same "
+            "--ids."
         )
     return outputs
 
