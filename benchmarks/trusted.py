@@ -13,7 +13,7 @@ come from others, with their right labels. The truth enters the metrics only.
                    each batch from one fold, with the head that never saw it as its reference
     inspect_labels   finds wrong labels and trains no model
 
-Run: python benchmarks/trusted.py [--seeds 3] [--quick]     about 20 minutes on one thread
+Run: python benchmarks/trusted.py [--seeds 3] [--quick]     15 minutes on one thread
 """
 
 import argparse

@@ -30,6 +30,7 @@ from gradmimic.log import ScoreLog
 from gradmimic.measure import check_losses, check_shape
 from gradmimic.outputs import Outputs
 from gradmimic.overtaken import Overtaken, fading, lower
+from gradmimic.posterior import Posterior
 from gradmimic.record import Ids, record
 from gradmimic.reference import load_reference
 from gradmimic.score import batch_weights, projection
@@ -64,6 +65,9 @@ class GradMimic:
         temperature: τ > 0 in the scores' unit, or a schedule ``step -> τ``; ``inf`` trains on the
             plain mean. ``"auto"``: 0.7 of the scores' spread in the last batches, which suits
             any scale.
+        weighting: ``"softmax"``, the paper's; or ``"posterior"``, w in proportion to how likely a
+            sample is clean, as the canaries tell: steadier with a weak reference or little noise.
+            It needs canaries and no temperature.
         engine: ``"auto"``, ``"forward"``, or ``"oracle"`` (slow, for doubt).
         log: a :class:`ScoreLog` that receives every score.
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
@@ -104,6 +108,7 @@ class GradMimic:
         params: Params = "head",
         align: Literal["none", "shift", "rotation", "transport", "auto"] = "none",
         temperature: float | Literal["auto"] | Callable[[int], float] = 1.0,
+        weighting: Literal["softmax", "posterior"] = "softmax",
         engine: str = "auto",
         log: ScoreLog | None = None,
         reweight: Literal["all", "scored"] = "all",
@@ -111,6 +116,10 @@ class GradMimic:
     ) -> None:
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
+        if weighting not in ("softmax", "posterior"):
+            raise ParameterError(
+                f"weighting={weighting!r} is unknown; expected 'softmax' or 'posterior'."
+            )
         if isinstance(reference, str | PathLike):
             table = Path(reference).suffix == ".parquet"
             reference = Outputs.read(reference) if table else load_reference(reference)
@@ -121,6 +130,7 @@ class GradMimic:
         self._model, self._reference, self._align = model, reference, align
         self._engine, self._log = pick_engine(engine), log
         self._temperature = Temperature(temperature)
+        self._posterior = Posterior() if weighting == "posterior" else None
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
         self._guess = find_head(model) if params == "head" else None
@@ -294,6 +304,13 @@ class GradMimic:
 
     def _softmax(self, scores: Tensor, known: Tensor | None) -> Tensor:
         """Return ``[b]``, w = softmax(m/τ) over the samples that can be scored."""
+        if self._posterior is not None:
+            weights = self._posterior(scores)
+            if known is None:
+                return weights
+            padded = F.pad(known, (0, len(scores) - len(known)), value=True).to(scores.device)
+            weights = weights.masked_fill(~padded, 0.0)
+            return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
         tau = self._temperature(scores, self.step)
         if known is None:
             return batch_weights(scores, tau)
@@ -342,10 +359,17 @@ class GradMimic:
     def _watch_canaries(
         self, scores: npt.NDArray[np.float32], b: int, canaries: CanaryLosses | None
     ) -> None:
-        """Start to fade where canaries no longer score lower than samples."""
+        """Learn from the canaries, and start to fade where they score no lower than samples."""
         if canaries is None:
+            if self._posterior is not None:
+                raise UsageError(
+                    "weighting='posterior' learns from canaries: pass weigh(…, canaries="
+                    "Canaries().labels(logits, y, ids)), or use weighting='softmax'."
+                )
             return
         lowest = _plainest(scores[b:], canaries.kinds)
+        if self._posterior is not None:
+            self._posterior.see(scores[:b], lowest)
         if self._overtaken.see(self.step, scores[:b], lowest):
             self._start_to_fade("canaries score no lower than samples")
 

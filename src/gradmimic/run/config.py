@@ -111,6 +111,12 @@ class RunConfig:
         "τ of the batch weights softmax(m/τ), in the scores' unit; smaller trusts them more. auto: "
         "a share of the scores' spread. Default: 0.7, and auto where the reference is aligned.",
     )
+    weighting: Literal["softmax", "posterior"] | None = _key(
+        None,
+        "Training",
+        "softmax of the scores, or how likely each sample is clean as the canaries tell. Default: "
+        "posterior where the reference is aligned and there are canaries.",
+    )
     warmup: int = _key(0, "Training", "First steps that score but train on the plain mean.")
     reweight: Literal["all", "scored"] = _key(
         "all", "Training", "Which parameters follow the batch weights."
@@ -181,6 +187,10 @@ class RunConfig:
                 f"epochs is 1, but with align={self.aligned!r} the first steps are not scored, so "
                 "some samples never would be; expected 2 epochs or more."
             )
+        if self.weights == "posterior" and self.canaries == "off":
+            raise ConfigError("weighting is posterior but canaries is off; it needs canaries.")
+        if self.weighting == "posterior" and self.temperature is not None:
+            raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
         least = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
         least |= {"reference_epochs": 1, "warmup": 0, "weight_decay": 0, "seed": 0}
         for name, limit in least.items():
@@ -209,6 +219,14 @@ class RunConfig:
             return "transport"
         frozen = self.trunk == "frozen" or self.params not in (None, "head")
         return "none" if frozen else "transport"
+
+    @property
+    def weights(self) -> Literal["softmax", "posterior"]:
+        """How scores become batch weights."""
+        if self.weighting is not None:
+            return self.weighting
+        aligned = self.aligned in ("transport", "auto") and self.temperature is None
+        return "posterior" if aligned and self.canaries != "off" else "softmax"
 
     @property
     def tau(self) -> "float | Literal['auto']":

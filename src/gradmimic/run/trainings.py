@@ -159,6 +159,7 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             params=params,
             align=config.aligned,
             temperature=config.tau,
+            weighting=config.weights,
             log=log,
             reweight=config.reweight,
             warmup=config.warmup,
