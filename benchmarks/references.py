@@ -1,12 +1,13 @@
-"""References from anywhere: a small CNN trained from scratch on noisy labels, transport by outputs.
+"""References from anywhere: a small CNN trained from scratch on noisy labels.
 
 For each noise and seed: plain training; the same on the clean samples alone, which is all that a
-perfect filter could reach; and re-weighted training with ``align="transport"`` and references that
-share nothing with the model but the classes: a CNN of the same width from other initial weights,
-one of double width, and one of another family (an MLP on Fashion-MNIST, a linear probe on
-pretrained features on CIFAR-10), each trained on the trusted rows and cached once. At 0.4 also the
-plain difference to the first of them. No choice is made on the test set: accuracy is that of the
-last epoch, against the *best* epoch of plain training.
+perfect filter could reach; and re-weighted training (``align="outputs", weighting="posterior"``)
+with references that share nothing with the model but the classes: a CNN of the same width from
+other initial weights, one of double width, and one of another family (an MLP on Fashion-MNIST, a
+linear probe on pretrained features on CIFAR-10), each trained on the trusted rows and cached once.
+The first of them also by transport, and with the softmax; at 0.4 also by plain difference. No
+choice is made on the test set: accuracy is that of the last epoch, against the *best* epoch of
+plain training.
 
 The overhead is that of a step of ResNet-18, cached and with the reference run beside.
 
@@ -192,24 +193,31 @@ def measure(
     clean, _ = fit(fresh(), data.x[right], y[right], data.epochs, seed, test=test)
     row: dict[str, Any] = {"plain_best": max(plain), "plain_last": plain[-1], "clean": clean[-1]}
     row["trusted"] = known["same width"][2]
-    for name, (module, said, _) in known.items():
+
+    def reweighted(given: Outputs | nn.Module, **options: Any) -> dict[str, Any]:
         model = fresh()
-        table = Outputs(range(len(y)), said, source=name)
-        mimic = GradMimic(model, table, align="transport", temperature="auto")
+        mimic = GradMimic(model, given, temperature="auto", **options)
         accuracy, scores = fit(model, data.x, y, data.epochs, seed, mimic, test)
-        losses = F.cross_entropy(said, y, reduction="none")
-        row[name] = {
+        return {
             "accuracy": accuracy[-1],
             "best": max(accuracy),
             "auroc": auroc(scores.nan_to_num(0.0), wrong),
-            "reference_loss_auroc": auroc(-losses, wrong),
             "overtaken": mimic.overtaken,
         }
-        if name == "same width" and noise == "0.4" and module is not None:
-            model = fresh()
-            mimic = GradMimic(model, module, temperature="auto")
-            accuracy, scores = fit(model, data.x, y, data.epochs, seed, mimic, test)
-            row["difference"] = {"accuracy": accuracy[-1], "auroc": auroc(scores, wrong)}
+
+    for name, (_, said, _) in known.items():
+        table = Outputs(range(len(y)), said, source=name)
+        row[name] = reweighted(table, align="outputs", weighting="posterior")
+        row[name]["reference_loss_auroc"] = auroc(
+            -F.cross_entropy(said, y, reduction="none"), wrong
+        )
+    module, said, _ = known["same width"]
+    table = Outputs(range(len(y)), said)
+    row["outputs, softmax"] = reweighted(table, align="outputs")
+    row["transport"] = reweighted(table, align="transport", weighting="posterior")
+    row["transport, softmax"] = reweighted(table, align="transport")
+    if noise == "0.4" and module is not None:
+        row["difference"] = reweighted(module)
     return row
 
 

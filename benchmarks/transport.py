@@ -11,6 +11,7 @@ Run: python benchmarks/transport.py [--part factors ends shapes large] [--seeds 
 """
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import interleave, save
+from harness import RESULTS, interleave, save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -154,10 +155,11 @@ def measure(
     """Take the AUROC of mean score, of each epoch and of the first steps, and of class groups."""
     wrong = (task.noisy != task.y).numpy()
     seen = ~np.isnan(scores)
+    ever = seen.any(0)  # in a single epoch the first samples pass before there is a direction
     mean = np.where(seen, scores, 0).sum(0) / np.maximum(seen.sum(0), 1)
     found: dict[str, Any] = {
         "setting": _plain(setting),
-        "mean": auroc(mean, wrong),
+        "mean": auroc(mean[ever], wrong[ever]),
         "epochs": [
             auroc(own[k], wrong[k]) if k.any() else None
             for own, k in zip(scores, seen, strict=True)
@@ -172,7 +174,7 @@ def measure(
     found["steps"] = first
     for name, labels in (("given", task.noisy), ("true", task.y)):
         for group, classes in task.groups.items():
-            inside = np.isin(labels.numpy(), classes)
+            inside = np.isin(labels.numpy(), classes) & ever
             found[f"{group}, by {name} label"] = auroc(mean[inside], wrong[inside])
     return found
 
@@ -341,10 +343,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    show, results = Console(width=170), {}
+    show, before = Console(width=170), RESULTS / "transport.json"
+    results = json.loads(before.read_text())["results"] if before.exists() else {}
     for part in options.part:
         results[part] = PARTS[part](options.seeds, show)
-    save("transport", results, f"python benchmarks/transport.py --seeds {options.seeds}")
+        save("transport", results, f"python benchmarks/transport.py --seeds {options.seeds}")
 
 
 PARTS = {"factors": factors, "ends": ends, "shapes": shapes, "large": large}

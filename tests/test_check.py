@@ -35,7 +35,7 @@ def world():
 def test_a_reference_with_the_same_trunk_is_usable_as_it_is(world):
     found = world.check(world.same, world.probe)
     assert (found.usable, found.best) == (True, "none")
-    assert list(found.alignments) == ["none", "transport"]
+    assert list(found.alignments) == ["none", "outputs"]
     plain = found.alignments["none"]
     assert plain.auroc["uniform/6"].value > 0.7
     assert plain.auroc["uniform/6"].low < plain.auroc["uniform/6"].value
@@ -68,27 +68,28 @@ def test_numbers_are_those_of_the_formulas(world):
     assert own.spread == pytest.approx(scores.std(correction=0).item(), rel=1e-5)
 
 
-def test_from_other_initial_weights_transport_alone_is_usable(world):
+def test_from_other_initial_weights_outputs_alone_are_usable(world):
     found = world.check(world.other)
-    assert (found.usable, found.best) == (True, "transport")
+    assert (found.usable, found.best) == (True, "outputs")
     plain = found.alignments["none"]
     assert plain.usable is False
     assert "inverted: bad samples score higher than good ones" in plain.reason
-    assert found.alignments["transport"].auroc["uniform/6"].value > 0.7
+    assert found.alignments["outputs"].auroc["uniform/6"].value > 0.7
     refused = world.check(world.other, align="none")
     assert refused.usable is False
     with pytest.raises(UselessReferenceError, match="inverted where .* other initial weights"):
         refused.raise_if_useless()
 
 
-def test_a_table_of_outputs_is_usable_by_transport(world, tmp_path):
+def test_a_table_of_outputs_is_usable(world, tmp_path):
     table = world.outputs(world.other)
     found = world.check(table, ids=lambda rows: rows)
-    assert (found.usable, found.best) == (True, "transport")
+    assert (found.usable, found.best) == (True, "outputs")
     assert "table of outputs" in found.impossible["none"]
-    module = world.check(world.other).alignments["transport"]
-    own = found.alignments["transport"]
-    assert own.losses == pytest.approx(module.losses, rel=1e-3)  # float16
+    module = world.check(world.other).alignments["outputs"]
+    own = found.alignments["outputs"]
+    assert own.losses[0] == pytest.approx(module.losses[0], rel=1e-3)  # float16
+    assert own.losses[1:] == (None,) * 4  # outputs lie in no place among the weights
     assert own.area == pytest.approx(module.area, abs=1e-3)
     table.write(tmp_path / "outputs.parquet")
     read = world.check(tmp_path / "outputs.parquet", ids=lambda rows: rows)
@@ -99,7 +100,7 @@ def test_samples_that_the_table_lacks_are_counted_and_left_out(world):
     half = Outputs(range(0, 1500, 2), world.outputs(world.other).of(range(0, 1500, 2))[0])
     found = world.check(half, ids=lambda rows: rows)
     assert (found.samples, found.missing, found.usable) == (750, 750, True)
-    assert found.alignments["transport"].canaries == {"uniform/6": 750, "confusable/6": 750}
+    assert found.alignments["outputs"].canaries == {"uniform/6": 750, "confusable/6": 750}
     none = world.check(Outputs([-1], torch.zeros(1, K)), ids=lambda rows: rows)
     assert none.usable is False
     assert "knows none of these 1500 samples" in none.reason
@@ -171,7 +172,7 @@ def test_projections_from_other_initial_weights_are_usable_by_rotation(width):
 def test_random_weights_are_refused(world):
     found = world.check(mlp(77))
     assert (found.usable, found.best) == (False, None)
-    assert {"none", "transport"} == set(found.alignments)
+    assert {"none", "outputs"} == set(found.alignments)
     assert all(own.usable is False for own in found.alignments.values())
     with pytest.raises(UselessReferenceError, match="same classes in the same order"):
         found.raise_if_useless()
@@ -181,7 +182,7 @@ def test_shuffled_outputs_are_refused(world):
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(4))
     found = world.check(world.outputs(world.other, order), ids=lambda rows: rows)
     assert found.usable is False
-    with pytest.raises(UselessReferenceError, match="with align='transport', AUROC"):
+    with pytest.raises(UselessReferenceError, match="with align='outputs', AUROC"):
         found.raise_if_useless()
 
 
@@ -192,7 +193,7 @@ def test_another_task_is_refused(world):
     fewer = world.check(fitted(mlp(0, classes=4), x, y % 4, 10))
     assert fewer.usable is False
     assert "model [6, 64], reference [4, 64]" in fewer.reason
-    assert "the reference gives 4 outputs, the scored layer '2' has 6" in fewer.reason
+    assert "layer '2' gives outputs [100, 6], the reference [100, 4]" in fewer.reason
     assert fewer.alignments == {}
     with pytest.raises(UselessReferenceError, match="no alignment fits. none: "):
         fewer.raise_if_useless()
@@ -364,7 +365,7 @@ def test_it_can_be_written_and_read_by_people(world):
             assert told in str(found)
         for name, why in found.impossible.items():
             assert f"{name}: does not fit, {why}" in str(found)
-    assert str(world.check(world.other)).startswith("usable: with align='transport', AUROC of")
+    assert str(world.check(world.other)).startswith("usable: with align='outputs', AUROC of")
 
 
 def test_what_is_no_check(world):

@@ -61,7 +61,7 @@ def test_a_usable_reference_is_status_0_and_a_table(folder, monkeypatch, capsys)
     status, printed = check(monkeypatch, capsys, keys(folder), "--steps", "50")
     assert status == 0
     text = " ".join(printed.out.split())
-    assert "After 50 plain steps, 180 samples: none transport reference usable usable" in text
+    assert "After 50 plain steps, 180 samples: none outputs reference usable usable" in text
     found = check_run(RunConfig(**keys(folder)), steps=50).check
     area = found.alignments["none"].area
     cell = f"{area.value:.3f} ({area.low:.3f} – {area.high:.3f})"
@@ -115,13 +115,13 @@ def test_a_useless_reference_is_status_3(folder, monkeypatch, capsys):
 def test_a_table_of_outputs(folder, monkeypatch, capsys):
     status, printed = check(monkeypatch, capsys, keys(folder, **outputs_of(folder)))
     assert status == 0
-    assert "Usable: with align='transport', AUROC" in printed.out
+    assert "Usable: with align='outputs', AUROC" in printed.out
     assert "none does not fit: align='none' compares weights" in printed.out
     order = torch.randperm(240, generator=torch.Generator().manual_seed(0))
     given = keys(folder, **outputs_of(folder, order), noise_rate=0.3)
     status, printed = check(monkeypatch, capsys, given)
     assert status == 3
-    assert "Useless: with align='transport', AUROC" in printed.out
+    assert "Useless: with align='outputs', AUROC" in printed.out
 
 
 def test_samples_without_outputs_are_told(folder, monkeypatch, capsys):
@@ -166,7 +166,7 @@ def test_a_configuration_that_asks_for_the_wrong_alignment_is_told(folder, monke
     assert status == 0
     text = " ".join(printed.out.split())
     assert "reference useless usable" in text
-    assert "Note: This configuration comes to align: none. Give align: transport." in text
+    assert "Note: This configuration comes to align: none. Give align: outputs." in text
     status, printed = check(monkeypatch, capsys, {**given, "align": "auto", "params": "head"})
     assert (status, "Note" in printed.out) == (0, False)
 
@@ -189,7 +189,7 @@ def test_pictures_with_a_trained_trunk(tmp_path):
     )  # fmt: skip
     found = check_run(config, steps=3)
     assert found.check.usable
-    assert found.configured == "transport"
+    assert found.configured == "outputs"
 
 
 def test_no_steps_will_do_and_fewer_will_not(folder):

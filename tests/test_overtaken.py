@@ -196,13 +196,13 @@ def test_auto_keeps_the_plain_difference_where_nothing_else_fits(world, tmp_path
     assert min(rows["step"].to_pylist()) == event["step"] + 1  # nothing is logged before
 
 
-def test_auto_transports_a_reference_from_elsewhere(world):
+def test_auto_goes_by_the_outputs_of_a_reference_from_elsewhere(world):
     model = copy.deepcopy(world.model)
     mimic, weights = automatic(world, model, world.other)
-    assert mimic.aligned == "transport"
+    assert mimic.aligned == "outputs"
     assert (weights[-1] - 0.02).abs().max() > 1e-3
     table, _ = automatic(world, copy.deepcopy(world.model), world.outputs(world.other))
-    assert table.aligned == "transport"
+    assert table.aligned == "outputs"
 
 
 def test_while_auto_decides_the_training_is_plain(world):
@@ -220,7 +220,7 @@ def test_while_auto_decides_the_training_is_plain(world):
 def test_auto_refuses_a_useless_reference(world, what):
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(4))
     reference = world.outputs(world.other, order) if what == "shuffled" else mlp(77)
-    with pytest.raises(UselessReferenceError, match=r"transport 0\.\d.*says nothing about good"):
+    with pytest.raises(UselessReferenceError, match=r"outputs 0\.\d.*says nothing about good"):
         automatic(world, copy.deepcopy(world.model), reference)
 
 

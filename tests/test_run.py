@@ -332,9 +332,9 @@ def forest_outputs(folder, rows=slice(None)):
     [{}, {"model": "mlp", "hidden": 16, "trunk": "trained"}],
     ids=["probe", "trained trunk"],
 )
-def test_outputs_from_anywhere_are_transported(folder, changes):
+def test_outputs_from_anywhere_are_a_reference(folder, changes):
     metrics, _ = run_blobs(folder, trusted=..., reference=forest_outputs(folder), **changes)
-    assert (metrics["align"], metrics["overtaken"]) == ("transport", None)
+    assert (metrics["align"], metrics["overtaken"]) == ("outputs", None)
     assert metrics["reference_accuracy"] is None
     assert metrics["auroc"] > 0.9
     assert not (folder / "run" / "reference.pt").exists()
@@ -368,7 +368,7 @@ def test_canaries_choose_the_alignment_of_a_run(folder):
     ("changes", "error", "message"),
     [
         ({"align": "none"}, ConfigError, "is a table of outputs; leave align out"),
-        ({"epochs": 1}, ConfigError, "the first steps are not scored"),
+        ({"epochs": 1, "align": "transport"}, ConfigError, "the first steps are not scored"),
         ({"params": "all", "trunk": "trained"}, ConfigError, "moves the head, but params='all'"),
         ({"ids": "ids.txt"}, DataError, "have integer ids such as 0"),
     ],

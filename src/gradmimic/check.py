@@ -35,12 +35,13 @@ from gradmimic.outputs import Outputs
 from gradmimic.reference import load_reference
 from gradmimic.score import projection
 from gradmimic.separation import separation
-from gradmimic.transport import FIRST, Transport
+from gradmimic.toward_outputs import OutputPass, TowardOutputs
+from gradmimic.transport import Transport
 from gradmimic.trial import Given, pick_alignment
 from gradmimic.verdict import SEGMENT, AlignmentCheck, ReferenceCheck, concluded, judged
 
 MOST = 4096  # samples
-_AUTO = ("none", "rotation", "transport")
+_AUTO = ("none", "rotation", "outputs", "transport")
 
 Batch = TypeVar("Batch")
 Losses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, CanaryLosses | None]]
@@ -127,7 +128,7 @@ def check_reference(
         missing = sum(int((~own).sum()) for own in known)
         if known and missing == sum(map(len, known)):
             candidates = []
-            impossible["transport"] = f"the table knows none of these {missing} samples."
+            impossible["outputs"] = f"the table knows none of these {missing} samples."
         candidates = _taught(candidates, impossible, model, held, losses)
         found, samples = {}, 0
         for name, v in _directions(candidates, impossible).items():
@@ -186,8 +187,11 @@ def _candidates(
     align: str, model: nn.Module, subset: Subset, reference: Given
 ) -> tuple[list[Alignment], dict[str, str]]:
     """Prepare every alignment that fits, and say why others do not."""
-    candidates, impossible = [], {}
+    candidates: list[Alignment] = []
+    impossible: dict[str, str] = {}
     for name in _AUTO if align == "auto" else (align,):
+        if name == "transport" and align == "auto" and any(c.name == "outputs" for c in candidates):
+            continue  # what is tried more often is lucky more often
         try:
             candidates.append(pick_alignment(name, model, subset, reference))
         except (ReferenceMismatchError, AlignmentError) as error:
@@ -206,7 +210,7 @@ def _taught(
     for candidate in candidates:
         steps = 0
         try:
-            while isinstance(candidate, Transport) and steps < FIRST:
+            while isinstance(candidate, Transport) and steps < candidate.first:
                 for own in held:
                     with candidate.watching():
                         losses(model, own.batch)
@@ -219,9 +223,9 @@ def _taught(
 
 def _directions(
     candidates: Sequence[Alignment], impossible: dict[str, str]
-) -> dict[str, Direction]:
+) -> dict[str, Direction | TowardOutputs]:
     """Return v by name; a copy of the model has none."""
-    found = {}
+    found: dict[str, Direction | TowardOutputs] = {}
     for candidate in candidates:
         v = candidate.direction()
         assert v is not None  # noqa: S101  it has learned enough
@@ -234,7 +238,7 @@ def _directions(
 
 
 def _check(
-    v: Direction,
+    v: Direction | TowardOutputs,
     model: nn.Module,
     subset: Subset,
     held: Sequence[_Held],
@@ -246,10 +250,7 @@ def _check(
     total, rows = 0.0, 0
     canaries: dict[str, list[float]] = {}
     for own in held:
-        with pick_engine(engine)(subset, v) as single_pass:
-            values, drawn = _losses(losses, model, own.batch)
-            both = values if drawn is None else torch.cat([values, drawn.losses])
-        scores = projection(single_pass.derivative(both), v.norm).cpu()
+        scores, values, drawn = _scored(v, model, subset, own, losses, engine)
         if not scores.isfinite().all():
             raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
         b = len(values)
@@ -258,11 +259,15 @@ def _check(
         for kind, score in _of_canaries(drawn, scores[b:].tolist(), own):
             canaries.setdefault(kind, []).append(score)
     m = torch.cat(real).double().numpy()  # [n]
+    way = [
+        None if isinstance(v, TowardOutputs) else _mean_loss(s, v, model, subset, held, losses)
+        for s in SEGMENT[1:]
+    ]
     auroc = {kind: separation(m, own) for kind, own in canaries.items()}
     numbers = {kind: len(own) for kind, own in canaries.items()}
     check = AlignmentCheck(
-        *_place(v, subset),
-        (total / rows, *(_mean_loss(s, v, model, subset, held, losses) for s in SEGMENT[1:])),
+        *((None, None) if isinstance(v, TowardOutputs) else _place(v, subset)),
+        (total / rows, *way),
         float((m > 0).mean()),
         float(m.std()),
         numbers,
@@ -270,6 +275,30 @@ def _check(
         *judged(auroc, numbers),
     )
     return check, len(m)
+
+
+def _scored(
+    v: Direction | TowardOutputs,
+    model: nn.Module,
+    subset: Subset,
+    own: _Held,
+    losses: Losses[Any],
+    engine: str,
+) -> tuple[Tensor, Tensor, CanaryLosses | None]:
+    """Return the scores ``[b + c]`` of a batch and its canaries, its losses, and the canaries."""
+    if isinstance(v, TowardOutputs):
+        with torch.enable_grad():
+            with v.direction().watching():
+                values, drawn = _losses(losses, model, own.batch)
+                both = values if drawn is None else torch.cat([values, drawn.losses])
+            v.observe(own.ids)
+            derivative = OutputPass(subset, v).derivative(both)
+    else:
+        with pick_engine(engine)(subset, v) as single_pass:
+            values, drawn = _losses(losses, model, own.batch)
+            both = values if drawn is None else torch.cat([values, drawn.losses])
+        derivative = single_pass.derivative(both)
+    return projection(derivative, v.norm).cpu(), values.detach(), drawn
 
 
 def _place(v: Direction, subset: Subset) -> tuple[float | None, float | None]:

@@ -35,6 +35,7 @@ from gradmimic.record import Ids, record
 from gradmimic.reference import load_reference
 from gradmimic.score import batch_weights, projection
 from gradmimic.temperature import Temperature
+from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
 
 _logger = logging.getLogger("gradmimic")
@@ -57,8 +58,10 @@ class GradMimic:
         align: how the reference is brought near the current weights. ``"none"``: it started from
             the same initial weights, or shares a frozen trunk. ``"rotation"``: projections of a
             contrastive model, from elsewhere. ``"transport"``: any reference that gives outputs,
-            of any architecture. ``"shift"``: as none, without what a softmax never sees.
-            ``"auto"``: what the canaries prefer in the first steps, which train on the plain mean.
+            of any architecture, as the head that it would have here. ``"outputs"``: likewise, but
+            toward its outputs themselves, whatever the features. ``"shift"``: as none, without
+            what a softmax never sees. ``"auto"``: what the canaries prefer in the first steps,
+            which train on the plain mean.
         params: the scored parameters: ``"head"`` (the last layer), ``"all"``, glob patterns, or a
             callable ``(name, parameter) -> bool``. A head tied to the embedding is scored as a head
             only.
@@ -106,7 +109,7 @@ class GradMimic:
         reference: Given,
         *,
         params: Params = "head",
-        align: Literal["none", "shift", "rotation", "transport", "auto"] = "none",
+        align: Literal["none", "shift", "rotation", "transport", "outputs", "auto"] = "none",
         temperature: float | Literal["auto"] | Callable[[int], float] = 1.0,
         weighting: Literal["softmax", "posterior"] = "softmax",
         engine: str = "auto",
@@ -136,7 +139,7 @@ class GradMimic:
         self._guess = find_head(model) if params == "head" else None
         self._score_on(params)
         self._pass: Engine | None = None
-        self._direction: Direction | None = None
+        self._direction: Direction | TowardOutputs | None = None
         self._watching: ExitStack = ExitStack()
         self._overtaken = Overtaken()
         self._fading_from = 0
@@ -162,7 +165,13 @@ class GradMimic:
     def __enter__(self) -> "GradMimic":
         self._pass, self._direction = None, self._alignment.direction()
         v = self._direction
-        self._pass = (_Waiting() if v is None else self._engine(self._subset, v)).__enter__()
+        if v is None:
+            started: Engine = _Waiting()
+        elif isinstance(v, TowardOutputs):
+            started = OutputPass(self._subset, v)
+        else:
+            started = self._engine(self._subset, v)
+        self._pass = started.__enter__()
         if self._guess is not None:
             self._watch = LastUsed(self._model)
         self._watching = ExitStack()
@@ -231,11 +240,11 @@ class GradMimic:
                 return _mean(check_losses(losses))
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
+            on_trial = isinstance(self._alignment, Trial)
+            known = self._observe(ids)
             scores = projection(current.derivative(scored), v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
-            on_trial = isinstance(self._alignment, Trial)
-            known = None if on_trial else self._observe(ids)
             weights = self._softmax(scores[: len(losses)], known)
             outside = len(scored) - len(losses)  # canaries weigh nothing
             # one transfer for all of them: on a GPU each one waits for the device
@@ -246,7 +255,7 @@ class GradMimic:
                 raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
             training = self.step >= self._warmup and not on_trial
             if on_trial:
-                self._try(rows[0], b, ids, canaries)
+                self._try(rows[0], b, known, canaries)
             else:
                 self._record(ids, rows, b, known, canaries, epoch=epoch, direction_norm=v.norm)
                 self._watch_canaries(rows[0], b, canaries)
@@ -333,7 +342,7 @@ class GradMimic:
         self,
         scores: npt.NDArray[np.float32],
         b: int,
-        ids: Ids | None,
+        known: Tensor | None,
         canaries: CanaryLosses | None,
     ) -> None:
         """Let the canaries speak on the candidate whose turn it is, and settle on one in time."""
@@ -344,8 +353,8 @@ class GradMimic:
                 "align='auto' lets canaries tell which alignment is best: pass "
                 "weigh(…, canaries=Canaries().labels(logits, y, ids)), or name the alignment."
             )
-        chosen = trial.tell(scores[:b], _plainest(scores[b:], canaries.kinds))
-        self._observe(ids)
+        real = scores[:b] if known is None else scores[:b][known.numpy()]
+        chosen = trial.tell(real, _plainest(scores[b:], canaries.kinds))
         if chosen is None:
             return
         _logger.warning(

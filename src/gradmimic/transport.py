@@ -52,7 +52,7 @@ class Ridge:
 
     Example:
         >>> fit = Ridge(1, 1, torch.device("cpu"))
-        >>> fit.add(torch.ones(4, 1), torch.full((4, 1), 3.0))
+        >>> fit.add(torch.ones(400, 1), torch.full((400, 1), 3.0))
         >>> fit.solve().round(decimals=2)
         tensor([[3.]])
     """
@@ -110,6 +110,7 @@ class Transport:
     """
 
     name = "transport"
+    first = FIRST  # passes that it learns from before the first direction
 
     def __init__(self, model: nn.Module, subset: Subset, outputs: nn.Module | Outputs) -> None:
         self._layers = scored_linears(subset, self.name)
@@ -133,7 +134,7 @@ class Transport:
 
     def direction(self) -> Direction | None:
         """Return v; None until the statistics have seen enough."""
-        if self._steps < FIRST:
+        if self._steps < self.first:
             return None
         if self._target is None or self._steps >= self._next:
             self._target = self._solved()

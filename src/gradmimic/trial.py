@@ -1,8 +1,8 @@
 """Which alignment? Canaries tell: each takes its turn for a while, and the best separation wins.
 
     step t is scored along v of candidate t mod k;  A_j = AUROC of samples over canaries under j
-    chosen: the first, in the order none, rotation, transport, whose A_j lies within the best's
-            interval
+    chosen: the first, in the order none, rotation, outputs, transport, whose A_j lies within the
+            best's interval
 
 Scoring along one direction costs next to nothing, along all of them at once it would not; so they
 take turns. Until one is chosen the training steps on the plain mean and nothing is logged.
@@ -28,9 +28,10 @@ from gradmimic.errors import (
 from gradmimic.outputs import Outputs
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.separation import Area, separation
+from gradmimic.toward_outputs import TowardOutputs
 from gradmimic.transport import Transport
 
-ALIGNMENTS = ("none", "shift", "rotation", "transport", "auto")
+ALIGNMENTS = ("none", "shift", "rotation", "transport", "outputs", "auto")
 ENOUGH = 200  # canaries for each candidate
 
 Given = Reference | Source | Outputs
@@ -53,13 +54,15 @@ class Trial:
     def __init__(self, candidates: Sequence[Alignment]) -> None:
         self.candidates = list(candidates)
         self.areas: dict[str, Area] = {}
-        self._turn = 0
+        self._turn, self._waiting = 0, False
         self._real: list[list[Scores]] = [[] for _ in candidates]
         self._canaries: list[list[Scores]] = [[] for _ in candidates]
 
     def direction(self) -> Direction | None:
         """Return v of the candidate whose turn it is; None where it is not ready."""
-        return self.candidates[self._turn].direction()
+        v = self.candidates[self._turn].direction()
+        self._waiting = v is None
+        return v
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -70,12 +73,13 @@ class Trial:
             yield
 
     def observe(self, ids: Any | None) -> Tensor | None:
-        """Let every candidate learn from the pass, then pass the turn on."""
+        """Let every candidate learn from the pass."""
         known = None
         for candidate in self.candidates:
             seen = candidate.observe(ids)
             known = seen if seen is not None else known
-        self._turn = (self._turn + 1) % len(self.candidates)
+        if self._waiting:
+            self._pass_on()
         return known
 
     def tell(self, real: Scores, canaries: Scores) -> Alignment | None:
@@ -90,11 +94,15 @@ class Trial:
         """
         self._real[self._turn].append(real)
         self._canaries[self._turn].append(canaries)
+        self._pass_on()
         if min(sum(map(len, own)) for own in self._canaries) < ENOUGH:
             return None
         for candidate, good, bad in zip(self.candidates, self._real, self._canaries, strict=True):
             self.areas[candidate.name] = separation(np.concatenate(good), np.concatenate(bad))
         return self.candidates[preferred(list(self.areas.values()), self.told())]
+
+    def _pass_on(self) -> None:
+        self._turn = (self._turn + 1) % len(self.candidates)
 
     def told(self) -> str:
         """Say what each candidate came to."""
@@ -132,7 +140,7 @@ def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given
     """Prepare an alignment by its name.
 
     Args:
-        name: ``"none"``, ``"shift"``, ``"rotation"``, ``"transport"`` or ``"auto"``.
+        name: ``"none"``, ``"shift"``, ``"rotation"``, ``"transport"``, ``"outputs"`` or ``"auto"``.
         model: the model being trained.
         subset: its scored parameters.
         reference: weights, a module, or a table of outputs.
@@ -148,11 +156,12 @@ def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given
         raise ParameterError(f"align={name!r} is unknown; expected one of {', '.join(ALIGNMENTS)}.")
     if name == "auto":
         return _all_possible(model, subset, reference)
-    if name == "transport":
+    if name in ("transport", "outputs"):
         if isinstance(reference, Outputs | nn.Module):
-            return Transport(model, subset, reference)
+            kind = Transport if name == "transport" else TowardOutputs
+            return kind(model, subset, reference)
         raise AlignmentError(
-            "align='transport' needs what the reference says of each sample, weights alone do not "
+            f"align={name!r} needs what the reference says of each sample, weights alone do not "
             "tell. Pass a module, or outputs by id: Outputs(ids, values), or gradmimic cache."
         )
     if isinstance(reference, Outputs):
@@ -170,10 +179,12 @@ def _all_possible(model: nn.Module, subset: Subset, reference: Given) -> Alignme
     """Return a trial of every alignment that fits, simplest first."""
     found: list[Alignment] = []
     problems = []
-    for name in ("none", "rotation", "transport"):
+    for name in ("none", "rotation", "outputs", "transport"):
+        if name == "transport" and any(own.name == "outputs" for own in found):
+            continue  # that is for several layers, such as those of a contrastive model
         try:
             candidate = pick_alignment(name, model, subset, reference)
-            if name != "transport" and (v := candidate.direction()) is not None:
+            if name in ("none", "rotation") and (v := candidate.direction()) is not None:
                 _ = v.norm  # a copy of the model has no direction
             found.append(candidate)
         except (ReferenceMismatchError, AlignmentError, DirectionError) as error:

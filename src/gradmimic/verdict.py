@@ -38,7 +38,8 @@ class AlignmentCheck:
     """What one alignment of a reference came to.
 
     Attributes:
-        cosine: of the weights and where the reference lies, in [−1, 1]; None where a side is zero.
+        cosine: of the weights and where the reference lies, in [−1, 1]; None where a side is zero,
+            and for ``"outputs"``, which lies in no place among the weights; so are the next two.
         distance: ‖v‖ / ‖θ_S‖, ≥ 0; None where the weights are zero.
         losses: the mean loss on the way from the weights to the reference, at 0, ¼, ½, ¾ and 1;
             None where it overflows. It falls where the reference is better at these labels; a sharp

@@ -141,7 +141,7 @@ def _reference(
         kind = _SELF[str(config.reference)]
         made = self_reference(kind, initial, data, recipe, trusted=trusted, progress=progress)
         outputs = Outputs(inputs.train.ids, made.outputs, source=str(config.reference))
-        return made.model, outputs if config.aligned == "transport" else None
+        return made.model, outputs if config.aligned in ("transport", "outputs") else None
     if trusted is None:
         _fill(reference, str(config.reference))
         return reference, None

@@ -60,12 +60,12 @@ class RunConfig:
         ".parquet of outputs from anywhere (gradmimic cache); or, where there is neither, self: "
         "cross-fitted on the given labels, self-early or self-average.",
     )
-    align: Literal["none", "shift", "transport", "auto"] | None = _key(
+    align: Literal["none", "shift", "transport", "outputs", "auto"] | None = _key(
         None,
         "Reference",
-        "How the reference is brought near the model's weights: as it is (none), by its outputs "
-        "(transport), or as the canaries prefer (auto). Default: none on a frozen trunk, else "
-        "transport.",
+        "How the reference is brought near the model: its weights as they are (none), its outputs "
+        "as a head in the present features (transport) or as they are (outputs), or as the "
+        "canaries prefer (auto). Default: none on a frozen trunk, else outputs.",
     )
     trusted: str | tuple[int | str, ...] | None = _key(
         None,
@@ -170,12 +170,15 @@ class RunConfig:
                 f"params={self.params!r} asks for more than the head, but the trunk is frozen and "
                 "only the head is trained; give trunk: trained as well."
             )
-        if self.gives_outputs_only and self.aligned != "transport":
+        if self.gives_outputs_only and self.aligned not in ("transport", "outputs"):
             raise ConfigError(
                 f"align={self.align!r} compares weights, but the reference {self.reference} is a "
                 "table of outputs; leave align out."
             )
-        if self.aligned in ("transport", "auto", "shift") and self.params not in (None, "head"):
+        if self.aligned in ("transport", "outputs", "auto", "shift") and self.params not in (
+            None,
+            "head",
+        ):
             raise ConfigError(
                 f"align={self.aligned!r} moves the head, but params={self.params!r} asks for more; "
                 "leave params out, or give align: none."
@@ -211,21 +214,21 @@ class RunConfig:
         return Path(self.reference or "").suffix == ".parquet"
 
     @property
-    def aligned(self) -> Literal["none", "shift", "transport", "auto"]:
+    def aligned(self) -> Literal["none", "shift", "transport", "outputs", "auto"]:
         """How the reference is brought near the model's weights."""
         if self.align is not None:
             return self.align
         if self.gives_outputs_only:
-            return "transport"
+            return "outputs"
         frozen = self.trunk == "frozen" or self.params not in (None, "head")
-        return "none" if frozen else "transport"
+        return "none" if frozen else "outputs"
 
     @property
     def weights(self) -> Literal["softmax", "posterior"]:
         """How scores become batch weights."""
         if self.weighting is not None:
             return self.weighting
-        aligned = self.aligned in ("transport", "auto") and self.temperature is None
+        aligned = self.aligned in ("transport", "outputs", "auto") and self.temperature is None
         return "posterior" if aligned and self.canaries != "off" else "softmax"
 
     @property
@@ -233,7 +236,7 @@ class RunConfig:
         """τ of the batch weights."""
         if self.temperature is not None:
             return self.temperature
-        return "auto" if self.aligned in ("transport", "auto") else 0.7
+        return "auto" if self.aligned in ("transport", "outputs", "auto") else 0.7
 
     def as_dict(self) -> dict[str, Any]:
         """Return the keys and values as plain data, which YAML and JSON can hold."""

@@ -149,13 +149,10 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
         canaries = Canaries(rate, seed=config.seed, trained=trained)
     model, part = start()
     with ScoreLog(out / "log", config=config.as_dict(), seed=config.seed) as log:
+        by_outputs = config.aligned in ("transport", "outputs")
         mimic = GradMimic(
             part,
-            said
-            if config.aligned == "transport"
-            else reference
-            if part is model
-            else reference.head,
+            said if by_outputs else reference if part is model else reference.head,
             params=params,
             align=config.aligned,
             temperature=config.tau,
