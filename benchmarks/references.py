@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -260,6 +260,7 @@ def overhead(turns: int) -> dict[str, Any]:
 
         def stepper(
             reference: nn.Module | Outputs | None,
+            align: Literal["outputs", "transport"] = "outputs",
             x: Tensor = x,
             y: Tensor = y,
             ids: Tensor = ids,
@@ -269,7 +270,7 @@ def overhead(turns: int) -> dict[str, Any]:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
             mimic = None
             if reference is not None:
-                mimic = GradMimic(model, reference, align="transport", temperature="auto")
+                mimic = GradMimic(model, reference, align=align, temperature="auto")
 
             def step() -> None:
                 optimizer.zero_grad()
@@ -289,9 +290,11 @@ def overhead(turns: int) -> dict[str, Any]:
                 reference(x)
 
         timed = interleave(
-            {"plain": stepper(None), "cached": stepper(table), "beside": stepper(beside),
-             "forward": forward},
-            turns=turns, warmup=10,
+            {
+                "plain": stepper(None), "cached": stepper(table), "beside": stepper(beside),
+                "transport": stepper(table, "transport"), "forward": forward,
+            },
+            turns=turns, warmup=2,
         )  # fmt: skip
         found[str(batch)] = {
             name: {"seconds": timing.seconds, "ratio": timing.ratio}
@@ -310,10 +313,13 @@ def main() -> None:
     console = Console()
     if options.overhead:
         found = overhead(options.turns)
-        table = Table("batch", "plain step (s)", "cached", "beside", "1 + its forward pass")
+        table = Table(
+            "batch", "plain (s)", "cached", "transported", "beside", "1 + its forward pass"
+        )
         for batch, own in found.items():
             table.add_row(
                 batch, f"{own['plain']['seconds']:.3f}", f"{own['cached']['ratio']:.3f}",
+                f"{own['transport']['ratio']:.3f}",
                 f"{own['beside']['ratio']:.3f}", f"{1 + own['forward']['ratio']:.3f}",
             )  # fmt: skip
         console.print(table)
