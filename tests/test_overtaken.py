@@ -405,3 +405,12 @@ def test_a_log_that_is_still_being_written_tells_its_events_too(tmp_path):
     assert log.events == [{"event": "overtaken", "step": 2}]
     assert "were left out" in select(log).table["reason"][0].as_py()
     log.close()
+
+
+def test_a_run_that_resumes_goes_on_as_it_left_off(world, tmp_path):
+    with ScoreLog(tmp_path) as log:
+        log.mark("aligned", 10, alignment="outputs", auroc={})
+        log.mark("overtaken", 700, why="a test")
+    with ScoreLog(tmp_path) as log:
+        mimic = GradMimic(world.model, world.other, align="auto", log=log)
+        assert (mimic.aligned, mimic.overtaken) == ("outputs", 700)
