@@ -36,10 +36,11 @@ from torch import nn
 
 from gradmimic import GradMimic, ScoreLog
 from gradmimic.canaries import Canaries
+from gradmimic.cross_fit import deal
 from gradmimic.curate.decide import decide
 from gradmimic.data.noise import symmetric
 from gradmimic.label_issues import inspect_labels
-from gradmimic.label_issues.judge import _FOLDS, _folds
+from gradmimic.label_issues.judge import _FOLDS
 from gradmimic.label_issues.probe import Data, fit
 from gradmimic.run.metrics import detection
 from gradmimic.run.models import Scale
@@ -144,7 +145,8 @@ def trained_mimic(x: Any, given: Any) -> tuple[Any, Any]:
     """Train on each fold, re-weighted toward the probe of the other folds, and select."""
     classes = int(given.max()) + 1
     data = Data(x, torch.from_numpy(given), classes, seed=0)
-    scale, fold, step = Scale(x), _folds(data), 0
+    scale, step = Scale(x), 0
+    fold = deal(len(data.labels), _FOLDS, seed=data.seed, labels=data.labels)
     weights = np.ones(len(x), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         with ScoreLog(folder) as log:

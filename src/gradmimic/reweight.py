@@ -25,18 +25,19 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
 from gradmimic.engines import Engine, pick_engine
+from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.log import ScoreLog
-from gradmimic.measure import check_losses, check_shape
+from gradmimic.measure import check_losses, check_shape, mean_loss
 from gradmimic.outputs import Outputs
 from gradmimic.overtaken import Overtaken, fading, lower
-from gradmimic.posterior import Posterior
 from gradmimic.record import Ids, record
 from gradmimic.reference import load_reference
-from gradmimic.score import batch_weights, projection
-from gradmimic.temperature import Temperature
+from gradmimic.score import projection
+from gradmimic.scored_only import reweight_scored
 from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
+from gradmimic.weighting import Weighting, faded, share_left
 
 _logger = logging.getLogger("gradmimic")
 
@@ -119,10 +120,6 @@ class GradMimic:
     ) -> None:
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
-        if weighting not in ("softmax", "posterior"):
-            raise ParameterError(
-                f"weighting={weighting!r} is unknown; expected 'softmax' or 'posterior'."
-            )
         if isinstance(reference, str | PathLike):
             table = Path(reference).suffix == ".parquet"
             reference = Outputs.read(reference) if table else load_reference(reference)
@@ -132,8 +129,7 @@ class GradMimic:
         self.weights: Tensor | None = None
         self._model, self._reference, self._align = model, reference, align
         self._engine, self._log = pick_engine(engine), log
-        self._temperature = Temperature(temperature)
-        self._posterior = Posterior() if weighting == "posterior" else None
+        self._weighting = Weighting(weighting, temperature)
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
         self._guess = find_head(model) if params == "head" else None
@@ -166,7 +162,7 @@ class GradMimic:
         self._pass, self._direction = None, self._alignment.direction()
         v = self._direction
         if v is None:
-            started: Engine = _Waiting()
+            started: Engine = Waiting()
         elif isinstance(v, TowardOutputs):
             started = OutputPass(self._subset, v)
         else:
@@ -233,11 +229,11 @@ class GradMimic:
         try:
             check_shape(losses)
             if self._head_was_elsewhere():
-                return _mean(check_losses(losses))
+                return mean_loss(check_losses(losses))
             if v is None:  # too little is known of the reference yet
                 self._observe(ids)
                 self.step += 1
-                return _mean(check_losses(losses))
+                return mean_loss(check_losses(losses))
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             on_trial = isinstance(self._alignment, Trial)
@@ -245,7 +241,7 @@ class GradMimic:
             scores = projection(current.derivative(scored), v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
-            weights = self._softmax(scores[: len(losses)], known)
+            weights = self._weighting(scores[: len(losses)], self.step, known)
             outside = len(scored) - len(losses)  # canaries weigh nothing
             # one transfer for all of them: on a GPU each one waits for the device
             columns = scores, F.pad(weights, (0, outside)), scored.detach()  # [b + c] each
@@ -259,19 +255,17 @@ class GradMimic:
             else:
                 self._record(ids, rows, b, known, canaries, epoch=epoch, direction_norm=v.norm)
                 self._watch_canaries(rows[0], b, canaries)
-            if known is not None:  # the rest share what they leave
-                unknown, here = F.pad(~known, (0, len(losses) - b)).to(weights.device), len(losses)
-                weights = torch.where(unknown, 1 / here, weights * (1 - unknown.sum() / here))
+            if known is not None:
+                weights = share_left(weights, known)
             if self.overtaken is not None:
-                f = fading(self.step - self._fading_from)
-                weights = (1 - f) * weights + f / len(losses)
+                weights = faded(weights, fading(self.step - self._fading_from))
             self.scores, self.weights = scores[:b], weights[:b]
             self.step += 1
             if not training:
-                return _mean(losses)
+                return mean_loss(losses)
             if self._reweight == "all":
                 return (weights * losses).sum()
-            return self._reweight_scored(losses, weights, current.stand_ins)
+            return reweight_scored(losses, weights, self._subset, current.stand_ins)
         finally:
             current.close()
 
@@ -310,21 +304,6 @@ class GradMimic:
                 self._alignment = pick_alignment(
                     self._align, self._model, self._subset, self._reference
                 )
-
-    def _softmax(self, scores: Tensor, known: Tensor | None) -> Tensor:
-        """Return ``[b]``, w = softmax(m/τ) over the samples that can be scored."""
-        if self._posterior is not None:
-            weights = self._posterior(scores)
-            if known is None:
-                return weights
-            padded = F.pad(known, (0, len(scores) - len(known)), value=True).to(scores.device)
-            weights = weights.masked_fill(~padded, 0.0)
-            return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-        tau = self._temperature(scores, self.step)
-        if known is None:
-            return batch_weights(scores, tau)
-        padded = F.pad(known, (0, len(scores) - len(known)), value=True).to(scores.device)
-        return batch_weights(scores.masked_fill(~padded, -torch.inf), tau).nan_to_num(0.0)
 
     def _observe(self, ids: Ids | None) -> Tensor | None:
         """Let the alignment learn from this pass; return which samples it knows, ``[b]``."""
@@ -370,15 +349,15 @@ class GradMimic:
     ) -> None:
         """Learn from the canaries, and start to fade where they score no lower than samples."""
         if canaries is None:
-            if self._posterior is not None:
+            if self._weighting.posterior is not None:
                 raise UsageError(
                     "weighting='posterior' learns from canaries: pass weigh(…, canaries="
                     "Canaries().labels(logits, y, ids)), or use weighting='softmax'."
                 )
             return
         lowest = _plainest(scores[b:], canaries.kinds)
-        if self._posterior is not None:
-            self._posterior.see(scores[:b], lowest)
+        if self._weighting.posterior is not None:
+            self._weighting.posterior.see(scores[:b], lowest)
         if self._overtaken.see(self.step, scores[:b], lowest):
             self._start_to_fade("canaries score no lower than samples")
 
@@ -426,59 +405,8 @@ class GradMimic:
             )
         record(self._log, ids, rows, known, canaries, step=self.step, **facts)
 
-    def _reweight_scored(
-        self, losses: Tensor, weights: Tensor, stand_ins: dict[str, Tensor]
-    ) -> Tensor:
-        """Let the scored parameters follow the weights and all others the plain mean.
-
-        loss = mean(ℓ) + ⟨θ_S, δ⟩ − const  with δ = ∇_{θ_S} Σ_i (w_i − 1/b) ℓ_i held constant
-
-        δ costs the backward pass of the scored layers and of those above them.
-        """
-        mean = _mean(losses)
-        trained = {
-            name: parameter
-            for name, parameter in self._subset.parameters.items()
-            if parameter.requires_grad
-        }
-        if not trained:
-            return mean
-        difference = (weights * losses).sum() - mean
-        deltas = torch.autograd.grad(
-            difference,
-            [stand_ins[name] for name in trained],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        linear = sum((p * d).sum() for p, d in zip(trained.values(), deltas, strict=True))
-        return mean + linear - linear.detach()  # type: ignore[union-attr]
-
-
-class _Waiting(Engine):
-    """A pass that is not scored, since the alignment knows too little yet."""
-
-    def __init__(self) -> None:
-        self.stand_ins: dict[str, Tensor] = {}
-
-    def __enter__(self) -> "_Waiting":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
-
-    def derivative(self, losses: Tensor) -> Tensor:
-        raise UsageError("This pass was not scored.")
-
-    def close(self) -> None:
-        pass
-
 
 def _plainest(scores: npt.NDArray[np.float32], kinds: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the scores of the canaries that make the fewest assumptions."""
     plain = [not kind.startswith("confusable/") for kind in kinds]
     return scores[np.array(plain, dtype=np.bool_)] if any(plain) else scores
-
-
-def _mean(losses: Tensor) -> Tensor:
-    return losses.sum() / max(len(losses), 1)  # 0 for an empty batch, which a mean would make NaN

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,14 +94,8 @@ def read_samples(
     truth = None if true_labels is None else read_column(true_labels, data)
 
     columns = [inputs] if isinstance(inputs, str) else list(inputs or ())
-    if _are_images(data, kind, columns):
-        read = _read_images(data, folder, columns, image_size, channels)
-    else:
-        # A label column taken for a feature would give the answer away.
-        others = {spec for spec in (labels, ids, true_labels, show, *_LABELS) if spec}
-        features = read_features(data, columns, exclude=others)
-        read = _Inputs(features, np.arange(len(features)), {}, None)
-
+    specs = labels, ids, true_labels, show
+    read = _read(data, folder, columns, specs, kind, image_size, channels)
     total = len(read.rows) + len(read.failed)
     all_ids = _ids(data, ids, folder, total)
     shown = read.shown if show is None else read_shown(show, data)
@@ -127,6 +121,76 @@ def read_samples(
     )
 
 
+class Unlabelled(NamedTuple):
+    """What there is to know of samples without their labels."""
+
+    inputs: npt.NDArray[Any]  # [n, …]
+    ids: npt.NDArray[Any]  # [n]
+    failed: int  # images that could not be decoded, and are left out
+
+
+def read_inputs(
+    path: str | PathLike[str],
+    *,
+    labels: str | None = None,
+    ids: str | None = None,
+    kind: Kind = "auto",
+    image_size: int = 32,
+) -> Unlabelled:
+    """Read inputs and ids as :func:`read_samples` does, from data that need no labels.
+
+    Args:
+        path: as there.
+        labels: as there; a column of that name is no feature.
+        ids: as there.
+        kind: as there.
+        image_size: as there.
+
+    Raises:
+        DataError: something cannot be read or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "x.npy"
+        >>> np.save(file, np.eye(2, dtype=np.float16))
+        >>> read_inputs(file).ids.tolist()
+        [0, 1]
+    """
+    data = Path(path)
+    if not data.exists():
+        raise DataError(f"no file or folder {data} (from {Path.cwd()}); check the path")
+    folder = images.list_folder(data) if data.is_dir() else None
+    read = _read(data, folder, [], (labels, ids), kind, image_size, 3)
+    total = len(read.rows) + len(read.failed)
+    all_ids = _ids(data, ids, folder, total)
+    _check_length(data, total, f"ids {ids}", len(all_ids))
+    return Unlabelled(read.array, all_ids[read.rows], len(read.failed))
+
+
+def count_classes(path: str | PathLike[str], labels: str | None = None) -> int | None:
+    """Return how many classes the data's labels name; None where they bring none of their own.
+
+    Args:
+        path: as for :func:`read_samples`.
+        labels: as there.
+
+    Raises:
+        DataError: the labels cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "x.npz"
+        >>> np.savez(file, x=np.eye(3), y=np.array([0, 1, 1]))
+        >>> count_classes(file)
+        2
+    """
+    data = Path(path)
+    folder = images.list_folder(data) if data.is_dir() else None
+    if labels is None and folder is None and not {*_LABELS} & {*column_names(data)}:
+        return None
+    return len(make_classes(_given_labels(data, labels, folder).values))
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """What the model will see, and the rows of the source that it comes from."""
@@ -135,6 +199,24 @@ class _Inputs:
     rows: npt.NDArray[np.int64]
     failed: dict[int, str]
     shown: Shown | None
+
+
+def _read(
+    data: Path,
+    folder: images.Folder | None,
+    columns: list[str],
+    specs: Sequence[str | None],
+    kind: Kind,
+    image_size: int,
+    channels: Literal[1, 3],
+) -> _Inputs:
+    """Read images or features; what the specs name is none."""
+    if _are_images(data, kind, columns):
+        return _read_images(data, folder, columns, image_size, channels)
+    # A label column taken for a feature would give the answer away.
+    others = {spec for spec in (*specs, *_LABELS) if spec}
+    features = read_features(data, columns, exclude=others)
+    return _Inputs(features, np.arange(len(features)), {}, None)
 
 
 def _are_images(data: Path, kind: Kind, columns: list[str]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from gradmimic.canaries import Canaries
+from gradmimic.cross_fit import deal
 from gradmimic.curate import Selection
 from gradmimic.curate.canaries import Calibration
 from gradmimic.curate.decide import decide
@@ -35,7 +36,8 @@ class Judgement(NamedTuple):
 
 def cross_fitted(data: Data, known: BoolArray, judged: IntArray) -> Judgement:
     """Judge twice: by probes of the labels as they are, then by probes of what seems right."""
-    scale, fold = Scale(data.features), _folds(data)[judged]
+    scale = Scale(data.features)
+    fold = deal(len(data.labels), _FOLDS, seed=data.seed, labels=data.labels)[judged]
     trusting = bool(known.any())
 
     def probes(weights: npt.NDArray[np.float32], folds: int) -> Iterator[tuple[Probe, IntArray]]:
@@ -81,13 +83,3 @@ def judge(data: Data, probes: Iterable[tuple[Probe, IntArray]]) -> Judgement:
         selection, calibration = decide(folder, "calibrated", scorer=_SCORER)
     assert calibration is not None  # noqa: S101
     return Judgement(selection, calibration, suggested)
-
-
-def _folds(data: Data) -> IntArray:
-    """Deal the samples of each class out to the folds, in an order drawn by chance."""
-    labels = data.labels.numpy()
-    order = np.random.default_rng(data.seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), dtype=np.int64)
-    fold[order] = np.arange(len(labels)) % _FOLDS
-    return fold

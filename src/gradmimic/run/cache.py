@@ -17,18 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gradmimic.data import images
-from gradmimic.data.classes import make_classes
 from gradmimic.data.columns import column_names, read_column
-from gradmimic.data.features import read_features
-from gradmimic.data.read import _LABELS, _are_images, _given_labels, _ids, _read_images
+from gradmimic.data.read import count_classes, read_inputs
 from gradmimic.errors import ConfigError, DataError, ReferenceMismatchError
 from gradmimic.outputs import Kind, cache_outputs
 from gradmimic.reference import load_reference
 from gradmimic.run.models import Classifier, build_model
 from gradmimic.run.output_columns import open_columns
-
-Progress = Callable[[str, int], Callable[[], None]]
+from gradmimic.run.prepare import Progress, fill
 
 _BATCH = 1024  # rows that a reference sees at once
 
@@ -83,9 +79,15 @@ def cache_reference(
     """
     began = time.perf_counter()
     target = _target(out, overwrite, data, reference)
-    inputs, sample_ids, notes = _read(data, ids, labels, kind, image_size)
+    read = read_inputs(data, ids=ids, labels=labels, kind=kind, image_size=image_size)
+    inputs, sample_ids = read.inputs, read.ids
     classifier = _restore(reference, inputs, model, hidden)
-    notes += _other_classes(data, labels, classifier.head.out_features)
+    notes = []
+    if read.failed:
+        notes = [f"{read.failed} images could not be decoded and have no outputs."]
+    classes, width = count_classes(data, labels), classifier.head.out_features
+    if classes not in (None, width):
+        notes += [f"The data have {classes} classes, but the reference gives {width} outputs."]
     on_batch = progress("cache", ceil(len(inputs) / _BATCH))
 
     def batches() -> Iterator[tuple[Any, Tensor]]:
@@ -188,35 +190,6 @@ def _target(out: str, overwrite: bool, *sources: str) -> Path:
     return target
 
 
-def _read(
-    data: str,
-    ids: str | None,
-    labels: str | None,
-    kind: Literal["auto", "features", "images"],
-    image_size: int,
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
-    """Read inputs ``[n, …]`` and ids ``[n]`` as a run does, but need no labels."""
-    path = Path(data)
-    if not path.exists():
-        raise DataError(f"no file or folder {path} (from {Path.cwd()}); check the path")
-    folder = images.list_folder(path) if path.is_dir() else None
-    if not _are_images(path, kind, []):
-        others = {spec for spec in (labels, ids, *_LABELS) if spec}
-        inputs: npt.NDArray[Any] = read_features(path, exclude=others)
-        rows, failed = np.arange(len(inputs)), 0
-    else:
-        read = _read_images(path, folder, [], image_size, 3)
-        inputs, rows, failed = read.array, read.rows, len(read.failed)
-    all_ids = _ids(path, ids, folder, len(rows) + failed)
-    if len(all_ids) != len(rows) + failed:
-        raise DataError(
-            f"{ids} has {len(all_ids)} ids, but {data} has {len(rows) + failed} samples. Give one "
-            "id per sample, in the same order."
-        )
-    notes = [f"{failed} images could not be decoded and have no outputs."] if failed else []
-    return inputs, all_ids[rows], notes
-
-
 def _restore(source: str, inputs: npt.NDArray[Any], kind: str, hidden: int | None) -> Classifier:
     """Build the model that the weights are of; without a scaling it takes inputs as they are."""
     tensors = dict(load_reference(source).tensors)
@@ -233,27 +206,10 @@ def _restore(source: str, inputs: npt.NDArray[Any], kind: str, hidden: int | Non
     classes = len(tensors["head.weight"])
     # The scaling comes with the weights: one row is enough to build it.
     model = build_model(kind, inputs[:1], classes, hidden=width, seed=0)
-    if not any(name.startswith("scale.") for name in tensors):
-        tensors["scale.mean"] = torch.zeros_like(model.scale.mean)
-        tensors["scale.spread"] = torch.ones_like(model.scale.spread)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ReferenceMismatchError(
-            f"The reference {source} is not a {kind} for inputs of shape "
-            f"{list(inputs.shape[1:])}: {' '.join(str(error).split())} Check --model and --hidden, "
-            "and that it was trained on such inputs."
-        ) from error
+    fill(
+        model,
+        tensors,
+        f"The reference {source} is not a {kind} for inputs of shape {list(inputs.shape[1:])}",
+        "Check --model and --hidden, and that it was trained on such inputs.",
+    )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _other_classes(data: str, labels: str | None, width: int) -> list[str]:
-    """Say so where the data are known to have another number of classes than the reference."""
-    path = Path(data)
-    folder = images.list_folder(path) if path.is_dir() else None
-    if labels is None and folder is None and not {*_LABELS} & {*column_names(path)}:
-        return []
-    classes = len(make_classes(_given_labels(path, labels, folder).values))
-    if classes == width:
-        return []
-    return [f"The data have {classes} classes, but the reference gives {width} outputs."]

@@ -6,7 +6,6 @@ At its initial weights a model's features tell little, and every reference would
 is; hence the steps. Nothing is written.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
@@ -18,16 +17,12 @@ from torch.nn import functional as F
 
 from gradmimic.canaries import Canaries, CanaryLosses
 from gradmimic.check import MOST, check_reference
-from gradmimic.direction import choose
 from gradmimic.errors import ConfigError
 from gradmimic.measure import check_losses
-from gradmimic.outputs import Outputs
-from gradmimic.run.config import SELF, RunConfig
-from gradmimic.run.inputs import Inputs, load_inputs
-from gradmimic.run.models import Classifier
-from gradmimic.run.self_reference import Recipe, self_reference
-from gradmimic.run.train import Rows, batches, train
-from gradmimic.run.trainings import _SELF, Progress, _fill, _initial, _read_outputs, _rows
+from gradmimic.run.config import RunConfig
+from gradmimic.run.inputs import load_inputs
+from gradmimic.run.prepare import Progress, prepare
+from gradmimic.run.train import Rows, batches
 from gradmimic.verdict import ReferenceCheck
 
 STEPS = 300  # or one pass, where that is shorter: later ones may overtake the reference
@@ -86,21 +81,11 @@ def check_run(
     if steps is not None and steps < 0:
         raise ConfigError(f"steps must be at least 0, got {steps}.")
     inputs = load_inputs(replace(config, test=None, test_labels=None, true_labels=None))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = _rows(inputs.train, device)
-    initial = _initial(config, inputs.train).to(device)
-    unaligned = config.trunk == "trained" and config.aligned == "none"
-    params = config.params or ("all" if unaligned else "head")
-    choose(initial, params)  # an unmatched pattern is better found now than after a training
-    reference, said = _reference(config, inputs, initial, data, progress)
-
-    model = deepcopy(initial)
-    model.scale.load_state_dict(reference.scale.state_dict())
-    part: nn.Module = model
-    given: nn.Module | Outputs = reference if said is None else said
-    if config.trunk == "frozen":
-        data = Rows(reference.encode(data.inputs), data.labels)
-        part, given = model.head, reference.head if said is None else said
+    ready = prepare(config, inputs, progress)
+    by_outputs = config.gives_outputs_only or config.aligned in ("transport", "outputs")
+    given = ready.said if ready.said is not None and by_outputs else ready.weights
+    _, part = ready.start()
+    data = ready.encode(ready.data)
     if steps is None:
         steps = min(STEPS, ceil(len(data) / config.batch_size))
     order = batches(len(data), config.batch_size, steps, config.seed)
@@ -120,35 +105,10 @@ def check_run(
         given,
         some.split(config.batch_size),
         losses,
-        params=params,
+        params=ready.params,
         ids=lambda rows: ids[rows.cpu().numpy()],
     )
     return Checked(check, steps, config.aligned)
-
-
-def _reference(
-    config: RunConfig, inputs: Inputs, initial: Classifier, data: Rows, progress: Progress
-) -> tuple[Classifier, Outputs | None]:
-    """Make or read the reference as a run does; the outputs where the run uses no weights."""
-    reference = deepcopy(initial)
-    trusted = None if inputs.trusted is None else _rows(inputs.trusted, data.labels.device)
-    if config.gives_outputs_only:
-        return reference, _read_outputs(config, inputs)
-    recipe = Recipe(
-        config.epochs, config.batch_size, config.lr, config.weight_decay, config.seed + 1
-    )
-    if config.reference in SELF:
-        kind = _SELF[str(config.reference)]
-        made = self_reference(kind, initial, data, recipe, trusted=trusted, progress=progress)
-        outputs = Outputs(inputs.train.ids, made.outputs, source=str(config.reference))
-        return made.model, outputs if config.aligned in ("transport", "outputs") else None
-    if trusted is None:
-        _fill(reference, str(config.reference))
-        return reference, None
-    epochs = config.reference_epochs or ceil(config.epochs * len(data) / len(trusted))
-    on_step = progress("reference", epochs * ceil(len(trusted) / config.batch_size))
-    train(reference, trusted, **recipe._replace(epochs=epochs)._asdict(), on_step=on_step)
-    return reference, None
 
 
 def _warm_up(

@@ -25,7 +25,8 @@ from gradmimic.run.outcome import (
     write_metrics,
 )
 from gradmimic.run.page import write_page
-from gradmimic.run.trainings import Progress, train_all
+from gradmimic.run.prepare import Progress
+from gradmimic.run.trainings import train_all
 
 OUTPUTS = (
     "config.yaml", "reference.pt", "plain.pt", "reweighted.pt", "log", "labels.parquet",
