@@ -36,7 +36,6 @@ from gradmimic.reference import load_reference
 from gradmimic.score import projection
 from gradmimic.separation import separation
 from gradmimic.toward_outputs import OutputPass, TowardOutputs
-from gradmimic.transport import Transport
 from gradmimic.trial import Given, pick_alignment
 from gradmimic.verdict import SEGMENT, AlignmentCheck, ReferenceCheck, concluded, judged
 
@@ -210,7 +209,7 @@ def _taught(
     for candidate in candidates:
         steps = 0
         try:
-            while isinstance(candidate, Transport) and steps < candidate.first:
+            while steps < candidate.first:
                 for own in held:
                     with candidate.watching():
                         losses(model, own.batch)

@@ -27,10 +27,11 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
-from gradmimic.align import common_space, rotated, scored_linears
+from gradmimic.align import scored_linears
 from gradmimic.direction import Direction, Subset, direction
 from gradmimic.errors import AlignmentError, DataError, UsageError
 from gradmimic.outputs import Outputs, evaluating
+from gradmimic.rotation import common_space, rotated
 
 SHARPNESS = 16.0
 RIDGE = 0.1  # λ, in samples

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from gradmimic.align import Alignment, Difference, Rotation
+from gradmimic.align import Alignment, Difference
 from gradmimic.direction import Direction, Subset
 from gradmimic.errors import (
     AlignmentError,
@@ -27,6 +27,7 @@ from gradmimic.errors import (
 )
 from gradmimic.outputs import Outputs
 from gradmimic.reference import Reference, Source, load_reference
+from gradmimic.rotation import Rotation
 from gradmimic.separation import Area, separation
 from gradmimic.toward_outputs import TowardOutputs
 from gradmimic.transport import Transport
@@ -50,6 +51,7 @@ class Trial:
     """
 
     name = "auto"
+    first = 0
 
     def __init__(self, candidates: Sequence[Alignment]) -> None:
         self.candidates = list(candidates)
