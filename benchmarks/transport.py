@@ -60,15 +60,19 @@ def setting_of(name: str, value: float) -> Setting:
 @contextmanager
 def constants(setting: Setting) -> Iterator[None]:
     """Let gradmimic.transport use other constants for a while."""
-    names = [name for name in setting if hasattr(transport, name)]
-    before = {name: getattr(transport, name) for name in names}
+    places: dict[str, tuple[Any, str]] = {
+        name: (transport.Transport, "first") if name == "FIRST" else (transport, name)
+        for name in setting
+        if hasattr(transport, name)
+    }
+    before = {name: getattr(*place) for name, place in places.items()}
     try:
-        for name in names:
-            setattr(transport, name, setting[name])
+        for name, place in places.items():
+            setattr(*place, setting[name])
         yield
     finally:
-        for name in names:
-            setattr(transport, name, before[name])
+        for name, place in places.items():
+            setattr(*place, before[name])
 
 
 class Watcher:

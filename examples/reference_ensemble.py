@@ -1,10 +1,12 @@
 """An ensemble fitted to the noisy labels themselves as the reference: not one label is checked.
 
-python examples/reference_ensemble.py
+python examples/reference_ensemble.py [SEED]
 
 Randomised trees and nearest neighbours, cross-validated: each sample is judged by models that never
 saw it, so none has learned its wrong label by heart.
 """
+
+import sys
 
 import numpy as np
 import torch
@@ -23,11 +25,11 @@ from gradmimic.outputs import Outputs
 MEMBERS = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=0), KNeighborsClassifier(25)
 
 
-def main(noise: float = 0.5, epochs: int = 30) -> None:
+def main(seed: int = 0, noise: float = 0.5, epochs: int = 30) -> None:
     torch.set_num_threads(1)
     pixels, digits = load_digits(return_X_y=True)  # [1797, 64] from 0 to 16
-    rows, test = np.split(np.random.default_rng(0).permutation(len(digits)), [1397])
-    given = symmetric(digits[rows], noise, 10, 0)  # half of these labels are wrong
+    rows, test = np.split(np.random.default_rng(seed).permutation(len(digits)), [1397])
+    given = symmetric(digits[rows], noise, 10, seed)  # half of these labels are wrong
 
     judge = {"cv": 5, "method": "predict_proba"}
     p = np.mean([cross_val_predict(m, pixels[rows], given, **judge) for m in MEMBERS], axis=0)
@@ -35,20 +37,19 @@ def main(noise: float = 0.5, epochs: int = 30) -> None:
 
     x, y = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits)
     y[rows] = torch.tensor(given)
-    accuracy, total, visits = {}, torch.zeros(len(x)), torch.zeros(len(x))
+    accuracy, total = {}, torch.zeros(len(x))
     for name, temperature in (("plain", float("inf")), ("re-weighted", "auto")):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        mimic = GradMimic(model, outputs, align="transport", temperature=temperature)
+        mimic = GradMimic(model, outputs, align="outputs", temperature=temperature)
         for _ in range(epochs):
             for batch in torch.tensor(rows)[torch.randperm(len(rows))].split(32):
                 with mimic:
                     losses = cross_entropy(model(x[batch]), y[batch], reduction="none")
                 loss = mimic.weigh(losses, batch)
-                if name == "re-weighted" and mimic.scores is not None:  # None in the first steps
+                if name == "re-weighted":
                     total[batch] += mimic.scores
-                    visits[batch] += 1
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -61,9 +62,9 @@ def main(noise: float = 0.5, epochs: int = 30) -> None:
     print(f"accuracy of the ensemble     {np.mean(said == digits[test]):.3f}")
     print(f"accuracy of plain training   {accuracy['plain']:.3f}")
     print(f"accuracy when re-weighted    {accuracy['re-weighted']:.3f}")
-    auroc = roc_auc_score(given != digits[rows], -(total / visits)[rows].numpy())
+    auroc = roc_auc_score(given != digits[rows], -total[rows].numpy())
     print(f"AUROC of finding bad labels  {auroc:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
