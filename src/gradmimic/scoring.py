@@ -31,7 +31,7 @@ from gradmimic.log_reader import read_part
 from gradmimic.outputs import evaluating
 from gradmimic.record import record
 from gradmimic.trial import Given
-from gradmimic.visit import Losses, Scores, Visit, Weighing, make_visits
+from gradmimic.visit import Losses, Scores, Visit, Weighing, begin
 
 SECONDS = 10.0  # at most so much work is lost to a kill
 EVENT = "scoring"  # what the log notes of the work that it is cut into
@@ -139,15 +139,18 @@ def score(
     with ExitStack() as stack, torch.no_grad():  # engines that need gradients turn them on
         for model in named.values():
             stack.enter_context(evaluating(model))
-        weighting = Weighing(temperature)
+        weighing = Weighing(temperature)
         visits: list[Visit] = []
         writer = _Writer(log, total)
         waiting: _Rows | None = None  # a GPU works on the next batch while these are written
         for number, batch in zip(wanted, _reading(batches, wanted), strict=True):
-            if not visits:
-                visits = make_visits(named, reference, params, align, engine, batch, losses)
             sample_ids = ids(batch)
-            scored = [visit.score(batch, sample_ids, losses, weighting) for visit in visits]
+            if visits:
+                scored = [visit.score(batch, sample_ids, losses, weighing) for visit in visits]
+            else:
+                visits, scored = begin(
+                    named, reference, params, align, engine, batch, sample_ids, losses, weighing
+                )
             if waiting is not None:
                 writer.add(waiting)
             waiting = _Rows(number, sample_ids, scored)

@@ -19,7 +19,7 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, find_head
 from gradmimic.engines import Engine, pick_engine
-from gradmimic.errors import DirectionError, LossError
+from gradmimic.errors import DirectionError, GradMimicError, LossError
 from gradmimic.measure import check_shape
 from gradmimic.outputs import Outputs
 from gradmimic.reference import load_reference
@@ -54,11 +54,13 @@ class Weighing:
 
     def __init__(self, temperature: float | Literal["auto"]) -> None:
         self._temperature = temperature
-        Weighting("softmax", temperature)  # refuses a wrong one before there is any work
+        self._fixed = Weighting("softmax", temperature)
 
     def __call__(self, scores: Tensor, known: Tensor | None) -> Tensor:
         """Return ``[b]`` weights, 0 where ``known`` is False."""
-        return Weighting("softmax", self._temperature)(scores, 0, known)
+        if self._temperature != "auto":
+            return self._fixed(scores, 0, known)
+        return Weighting("softmax", "auto")(scores, 0, known)  # a spread without a past
 
 
 class Visit:
@@ -96,7 +98,7 @@ class Visit:
         except DirectionError as error:
             raise DirectionError(f"{name}, epoch {epoch} of the log: {error}") from error
 
-    def score(self, batch: Any, ids: Any, losses: Losses[Any], weighting: Weighing) -> Scores:
+    def score(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
         """Score one batch; nothing is asked of a GPU."""
         v = self._v
         toward = OutputForward(self._subset, v, ids) if isinstance(v, TowardOutputs) else None
@@ -117,21 +119,25 @@ class Visit:
             single_pass.close()
         scores, b = projection(derivative, v.norm), len(values)
         known = None if toward is None else toward.known
-        weights = F.pad(weighting(scores[:b], known), (0, len(both) - b))  # canaries weigh nothing
+        weights = weighing(scores[:b], known)
+        if len(both) > b:
+            weights = F.pad(weights, (0, len(both) - b))  # canaries weigh nothing
         columns = torch.stack((scores, weights, both.detach())).float()
         return Scores(self, columns, canaries, known, v.norm)
 
 
-def make_visits(
+def begin(
     named: Mapping[str, nn.Module],
     reference: Given,
     params: Params,
     align: str,
     engine: str,
     batch: Any,
+    ids: Any,
     losses: Losses[Any],
-) -> list[Visit]:
-    """Make every checkpoint ready to score.
+    weighing: Weighing,
+) -> tuple[list[Visit], list[Scores]]:
+    """Make every checkpoint ready, and score the first batch, which shows where the head is.
 
     Args:
         named: the checkpoints by name, in order.
@@ -139,32 +145,44 @@ def make_visits(
         params: the scored parameters.
         align: an alignment that needs to learn nothing first.
         engine: the engine's name.
-        batch: one of the batches: the head is the module that is used last.
+        batch: the first batch.
+        ids: ``[b]``, of its samples.
         losses: ``losses(model, batch)``.
+        weighing: makes weights of scores.
+
+    Returns:
+        The checkpoints, and what the batch came to at each.
 
     Raises:
         DirectionError: the reference's weights equal those of a checkpoint.
-        ParameterError, ReferenceMismatchError, AlignmentError: they do not fit.
+        ParameterError, ReferenceMismatchError, AlignmentError, LossError: as ``score`` does.
     """
     if isinstance(reference, str | PathLike) and Path(reference).suffix == ".parquet":
         reference = Outputs.read(reference)
     elif align != "outputs" and not isinstance(reference, Outputs):
         reference = load_reference(reference)  # once for all
-    picked, head, visits = pick_engine(engine), None, []
-    for epoch, (name, model) in enumerate(named.items()):
-        if params == "head" and head is None:
-            head = _last_used(model, batch, losses)
-        subset = choose(model, params, head=head)
-        alignment = pick_alignment(align, model, subset, reference)
-        visits.append(Visit(name, epoch, model, subset, alignment, picked))
-    return visits
+    model = next(iter(named.values()))
+    guess = find_head(model) if params == "head" else None
 
+    def scored(head: str | None) -> tuple[list[Visit], list[Scores]]:
+        visits = []
+        for epoch, (name, own) in enumerate(named.items()):
+            subset = choose(own, params, head=head)
+            alignment = pick_alignment(align, own, subset, reference)
+            visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
+        return visits, [visit.score(batch, ids, losses, weighing) for visit in visits]
 
-def _last_used(model: nn.Module, batch: Any, losses: Losses[Any]) -> str:
-    """Find the head: the module that runs last."""
+    if guess is None:
+        return scored(None)
     watch = LastUsed(model)
     try:
-        losses(model, batch)
+        found = scored(guess)
+    except GradMimicError:
+        if watch.name is None:  # not even run: look for the head before anything else
+            losses(model, batch)
+        if watch.name in (guess, None):
+            raise
+        return scored(watch.name)
     finally:
         watch.stop()
-    return find_head(model) if watch.name is None else watch.name
+    return found if watch.name in (guess, None) else scored(watch.name)

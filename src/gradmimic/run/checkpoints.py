@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradmimic.checkpoint import SUFFIXES
@@ -90,7 +91,6 @@ class Remembered(nn.Module):
         module: of one input, in eval mode and not trained meanwhile.
 
     Example:
-        >>> import torch
         >>> asked = Remembered(nn.Dropout())
         >>> x = torch.ones(8)
         >>> asked(x) is asked(x), asked(x) is asked(x.clone())
@@ -137,14 +137,13 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a name for some weights.
 
     Example:
-        >>> import torch
         >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(3)})
         False
     """
     told = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         told.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        told.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
+        told.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return told.hexdigest()
 
 

@@ -21,6 +21,7 @@ from gradmimic.run.place import Place, wait_for
 from gradmimic.scoring import EVENT
 
 _OWN = ("log", "labels.parquet")
+_DIGESTS = ("data", "checkpoints", "reference")
 _SAMPLED = 4096  # rows of the inputs
 
 
@@ -74,12 +75,14 @@ def open_folder(out: Path, told: Mapping[str, Any], place: Place, *, overwrite: 
     if not _has_log(out):
         return
     said = _said(out)
-    if changed := [key for key, value in told.items() if said.get(key) != value]:
-        now = ", ".join(
-            f"{key} was {_short(said.get(key))}, is {_short(told[key])}" for key in changed
+    changed = [key for key, value in told.items() if said.get(key) != value]
+    if changed:
+        what = ", ".join(
+            f"other {key}" if key in _DIGESTS else f"{key} {said.get(key)} instead of {told[key]}"
+            for key in changed
         )
         raise ConfigError(
-            f"{out} holds scores of another run: {now}. Give another --out, or --overwrite."
+            f"{out} holds scores of another run: {what}. Give another --out, or --overwrite."
         )
     if place.rank == 0:
         _tidy(log, place)
@@ -181,9 +184,3 @@ def _tidy(log: Path, place: Place) -> None:
 
 def _mark(out: Path, rank: int, place: Place) -> Path:
     return out / f".done-{rank}-of-{place.processes}"
-
-
-def _short(value: object) -> str:
-    """Shorten what nobody reads."""
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
