@@ -223,7 +223,8 @@ class _Writer:
 
 def _not_finite(rows: _Rows, table: npt.NDArray[np.float32]) -> LossError:
     """Say which loss or score is NaN or infinite."""
-    bad = int(np.flatnonzero(~np.isfinite(table).all(axis=0))[0])
+    # the weights of a whole batch are NaN where one score is
+    bad = int(np.flatnonzero(~np.isfinite(table[[0, 2]]).all(axis=0))[0])
     owners = [(own, place) for own in rows.scored for place in range(own.columns.shape[1])]
     own, place = owners[bad]
     ids = rows.ids.tolist() if isinstance(rows.ids, Tensor | np.ndarray) else list(rows.ids)

@@ -143,7 +143,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     told = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         told.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        told.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        told.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return told.hexdigest()
 
 

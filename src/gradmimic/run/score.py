@@ -255,7 +255,7 @@ def _score_share(
                 processes=place.processes,
                 on_batch=on_batch,
             )
-    except (LogError, OSError) as error:
+    except (LogError, DataError, OSError) as error:
         disk = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(disk, OSError):
             raise
