@@ -126,11 +126,14 @@ def test_a_training_is_scored_selected_and_judged(folder, command):
 def test_what_is_done_is_not_done_again(folder, command, monkeypatch):
     command(*flags("epochs"))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("scores/log/part-*")}
+    for rank in range(2):  # what a killed run of two processes may leave
+        (folder / f"scores/log/.part-{rank:05}-000007.parquet.tmp").touch()
     status, printed = command(*flags(folder / "epochs/epoch-9.pt", "epochs/epoch-10.pt"))
     assert status == 0
     text = " ".join(printed.out.split())
     assert "visits 480 canaries 960 there before 240 log:" in text
     assert {path: path.stat().st_mtime_ns for path in folder.glob("scores/log/part-*")} == before
+    assert not list(folder.glob("scores/log/.*"))
 
 
 def test_the_same_trunk_is_run_once_a_batch(folder, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import threading
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zoo
@@ -247,10 +248,18 @@ def test_half_a_batch_is_never_written(tmp_path, monkeypatch):
     assert rows_of(tmp_path / "log").equals(rows_of(tmp_path / "whole"))
 
 
-def test_a_batch_larger_than_a_part_is_in_one_part(tmp_path):
+@pytest.mark.parametrize("rows_per_part", [4, 40, 65_536])
+def test_all_rows_of_a_batch_are_in_one_part(tmp_path, rows_per_part):
     models, reference = trained()
-    run(tmp_path, models, reference, pieces("mlp", 20, 10), rows_per_part=4)
-    assert len(ScoreLog.read(tmp_path).parts) == 2
+    canaries = Canaries(0.5)
+    run(
+        tmp_path, models, reference, pieces("mlp", 100, 10),
+        rows_per_part=rows_per_part, canaries=canaries,
+    )  # fmt: skip
+    parts = ScoreLog.read(tmp_path).parts
+    held = [{s % 10 for s in pq.read_table(part)["step"].to_pylist()} for part in parts]
+    assert sorted(number for numbers in held for number in numbers) == [*range(10)]
+    assert (len(parts) > 1) == (rows_per_part < 100)
 
 
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
@@ -267,8 +276,14 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
+        log = ScoreLog(tmp_path / "log")
+        losses = zoo.losses_of("cross-entropy")
         with pytest.raises(LogError, match=r"cannot write .*No space left on device"):
-            run(tmp_path / "log", models, reference, batches)
+            score(
+                models, reference, batches, lambda model, own: losses(model, own[1]), log,
+                ids=lambda own: own[0],
+            )  # fmt: skip
+        log.close()  # nothing is left that would have to be written
     there = ScoreLog.read(tmp_path / "log").scan().num_rows
     assert 0 < there < 90
     run(tmp_path / "log", models, reference, batches)
