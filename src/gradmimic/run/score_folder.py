@@ -60,8 +60,7 @@ def open_folder(out: Path, told: Mapping[str, Any], place: Place, *, overwrite: 
     try:
         if overwrite:
             shutil.rmtree(log, ignore_errors=True)
-            for file in (out / "labels.parquet", *out.glob(".done-*")):
-                file.unlink(missing_ok=True)
+            (out / "labels.parquet").unlink(missing_ok=True)
         log.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
@@ -111,7 +110,7 @@ def finish(out: Path, place: Place) -> bool:
         f"process 0 is done, but of {place.processes} processes some are not, and write nothing "
         "any more. Start the same command again: what is done is kept.",
     )
-    for mark in others:
+    for mark in (out / "log").glob(".done-*"):  # those of a killed run too
         mark.unlink(missing_ok=True)
     return True
 
@@ -183,4 +182,4 @@ def _tidy(log: Path, place: Place) -> None:
 
 
 def _mark(out: Path, rank: int, place: Place) -> Path:
-    return out / f".done-{rank}-of-{place.processes}"
+    return out / "log" / f".done-{rank}-of-{place.processes}"
