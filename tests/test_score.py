@@ -13,7 +13,7 @@ import zoo
 from test_toward_outputs import by_hand
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import gradmimic.scoring
 from gradmimic import Canaries, Outputs, ScoreLog, mimic_scores
@@ -324,6 +324,10 @@ def test_a_loader_is_read_in_order_and_only_where_it_is_wanted(tmp_path):
     assert column(tmp_path / "dropped", "sample_id").tolist() == [*range(20)]
     with pytest.raises(UsageError, match=r"the DataLoader shuffles.*Expected shuffle=False"):
         call("shuffled", DataLoader(data, 4, shuffle=True))
+    with pytest.raises(UsageError, match="the DataLoader shuffles"):
+        call("shuffled", DataLoader(data, batch_sampler=BatchSampler(RandomSampler(x), 4, False)))
+    with pytest.raises(UsageError, match="the batches are a generator, which has no length"):
+        call("generator", (batch for batch in DataLoader(data, 4)))
 
 
 class HeadFirst(nn.Module):
@@ -411,6 +415,12 @@ def test_a_log_of_other_work_is_refused(tmp_path):
     match = "checkpoints was 3, now it is 2"
     refused(tmp_path / "log", LogError, match, models=models[:2], rank=1)
     refused(tmp_path / "log", LogError, "params was 'head', now it is 'all'", params="all")
+    named = {"params": iter(["2.*"])}
+    run(tmp_path / "named", models, reference, pieces("mlp", 12, 5), **named)
+    assert run(tmp_path / "named", models, reference, pieces("mlp", 12, 5), params=["2.*"]).found
+    given = {"params": lambda name, _: name.startswith("2.")}
+    run(tmp_path / "function", models, reference, pieces("mlp", 12, 5), **given)
+    assert rows_of(tmp_path / "function").equals(rows_of(tmp_path / "named"))
     with ScoreLog(tmp_path / "training") as log:
         log.append([1], [0.0], [1.0], [0.0], epoch=0, step=0)
     refused(tmp_path / "training", LogError, "holds scores that gradmimic.scoring did not write")

@@ -124,13 +124,16 @@ def score(
         ...     done.samples, log.scan(["epoch"])["epoch"].to_pylist()
         (4, [0, 0, 1, 1, 0, 0, 1, 1])
     """
+    _check_batches(batches)
     named, total = _named(models), len(batches)
+    params = params if isinstance(params, str) or callable(params) else list(params)
     if align not in ("none", "shift", "rotation", "outputs"):
         raise ParameterError(
             f"align={align!r} cannot score a data set in pieces; expected none, shift, rotation or "
             "outputs. What transport learns depends on the batches before; outputs needs none."
         )
-    facts = {"batches": total, "checkpoints": len(named), "align": align, "params": str(params)}
+    told = "function" if callable(params) else params
+    facts = {"batches": total, "checkpoints": len(named), "align": align, "params": told}
     _check_work(log, facts)
     done = finished(log, total)
     own = range(log.rank, total, processes)
@@ -291,18 +294,31 @@ def _check_work(log: ScoreLog, facts: Mapping[str, Any]) -> None:
     log.mark(EVENT, 0, **facts)
 
 
-def _reading(batches: Any, wanted: Sequence[int]) -> Iterator[Any]:
-    """Yield the wanted batches, read ahead; the others are not read."""
+def _check_batches(batches: Any) -> None:
+    """Refuse batches that cannot be told by their number."""
     if not isinstance(batches, DataLoader):
-        return ahead(batches.__getitem__, wanted)
-    sampler = batches.batch_sampler
-    if type(sampler) is not BatchSampler or type(batches.sampler) is not SequentialSampler:
+        if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
+            raise UsageError(
+                f"the batches are a {type(batches).__name__}, which has no length or cannot be "
+                "asked for one by its number. Expected a sequence of batches, or a DataLoader."
+            )
+    elif (
+        type(batches.batch_sampler) is not BatchSampler
+        or type(batches.batch_sampler.sampler) is not SequentialSampler
+    ):
         raise UsageError(
             "the DataLoader shuffles, or draws its batches in a way of its own, so they cannot be "
             "told by their number. Expected shuffle=False and a batch_size; or pass a sequence of "
             "batches."
         )
-    size, rows = sampler.batch_size, len(batches.sampler)
+
+
+def _reading(batches: Any, wanted: Sequence[int]) -> Iterator[Any]:
+    """Yield the wanted batches, read ahead; the others are not read."""
+    if not isinstance(batches, DataLoader):
+        return ahead(batches.__getitem__, wanted)
+    sampler: Any = batches.batch_sampler
+    size, rows = sampler.batch_size, len(sampler.sampler)
     return iter(
         DataLoader(
             batches.dataset,
