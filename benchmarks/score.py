@@ -69,7 +69,7 @@ def trunks() -> dict[str, tuple[nn.Sequential, int, tuple[int, ...], int]]:
         ]
     resnet = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return {
-        "MLP 1280-1024": (mlp, 1024, (1280,), 128),
+        "MLP 1280-1024": (mlp, 1024, (1280,), 400),
         "MLP 2048-2048-1024": (wide, 1024, (2048,), 64),
         "CNN 32x32, 2 layers": (cnn, 64, (3, 32, 32), 24),
         "ResNet-18 32x32": (resnet, 512, (3, 32, 32), 3),
