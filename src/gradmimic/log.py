@@ -237,6 +237,21 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
             self._write_part()
             self._write_run()
 
+    def discard(self) -> None:
+        """Forget the rows that no part holds yet: half of what belongs together is worth nothing.
+
+        Example:
+            >>> import tempfile
+            >>> with ScoreLog(tempfile.mkdtemp()) as log:
+            ...     log.append([1], [0.5], [1.0], [0.1], epoch=0, step=0)
+            ...     log.discard()
+            ...     log.scan().num_rows
+            0
+        """
+        self._batches.clear()
+        self._norms = {}
+        self._rows = 0
+
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
         """Flush, then read everything appended so far; see ``LogReader.scan``."""
         self.flush()

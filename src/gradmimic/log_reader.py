@@ -129,7 +129,7 @@ class LogReader:
         loaded = wanted if filter is None else names
         tables = [log_schema(id_type).empty_table().select(wanted)]
         for part in parts:
-            table = _read_part(part, loaded)
+            table = read_part(part, loaded)
             tables.append((table if filter is None else table.filter(filter)).select(wanted))
         return pa.concat_tables(tables)
 
@@ -214,7 +214,7 @@ def _part_schema(part: Path) -> pa.Schema:
     return schema
 
 
-def _read_part(part: Path, columns: list[str]) -> pa.Table:
+def read_part(part: Path, columns: list[str]) -> pa.Table:
     """Read some columns of a part whose schema was checked."""
     try:
         table = pq.read_table(part, columns=columns, page_checksum_verification=True)

@@ -20,10 +20,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
 from gradmimic.align import scored_linear
-from gradmimic.direction import Subset
+from gradmimic.direction import Direction, Subset
+from gradmimic.engines.forward import ForwardEngine
 from gradmimic.errors import DataError, DirectionError, LossError, UsageError
 from gradmimic.outputs import Outputs
 from gradmimic.transport import SHARPNESS, Transport
@@ -162,6 +164,41 @@ class OutputPass:
     def close(self) -> None:
         """Let go of the graph."""
         self._toward.output = self._toward.tangent = None
+
+
+class OutputForward(ForwardEngine):
+    """The same derivative for who only scores: dual numbers z + ε t, and no graph at all.
+
+    Args:
+        subset: the scored parameters; the model reads them as they are.
+        toward: where the directions come from.
+        ids: ``[b]``, of the batch.
+
+    Attributes:
+        known: ``[b]``, which samples the reference knows, after the pass; None stands for all.
+    """
+
+    def __init__(self, subset: Subset, toward: TowardOutputs, ids: Any) -> None:
+        super().__init__(subset, Direction({}))
+        self.known: Tensor | None = None
+        self._toward, self._ids = toward, ids
+
+    def _stand_in(self) -> None:
+        self.stand_ins = {**self._subset.parameters}
+        self._restore.enter_context(self._toward.direction().watching())
+        (layer,) = self._subset.modules
+        hook = layer.register_forward_hook(self._aim)  # after the one that keeps z
+        self._restore.callback(hook.remove)
+
+    def _aim(self, _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        """Give the output z its tangent t."""
+        self.known = self._toward.observe(self._ids)
+        tangent = self._toward.tangent
+        assert tangent is not None  # noqa: S101  observe has just taken it
+        if not tangent.isfinite().all():
+            raise DirectionError("The outputs of the model are NaN or infinite. Check its inputs.")
+        dual: Tensor = fwAD.make_dual(output, tangent)
+        return dual
 
 
 def _centred(z: Tensor) -> Tensor:

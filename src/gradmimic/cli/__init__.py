@@ -8,6 +8,7 @@ from gradmimic.cli.cache import cache
 from gradmimic.cli.check import check
 from gradmimic.cli.quality import quality
 from gradmimic.cli.run import run
+from gradmimic.cli.score import score
 from gradmimic.cli.select import select
 from gradmimic.errors import GradMimicError
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     help="Does learning from this sample move my weights toward a better model's weights?",
 )
-for command in (run, check, select, quality, cache):
+for command in (run, check, score, select, quality, cache):
     app.command()(command)
 
 

@@ -25,32 +25,40 @@ from gradmimic.run.outcome import Outcome
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         """Show steps a second."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} steps/s" if speed else "", style="dim")
+        return Text(f"{speed:,.0f} {self._unit}/s" if speed else "", style="dim")
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def progress_bars(unit: str = "steps") -> Iterator[Callable[[str, int], Callable[..., None]]]:
     """Open progress bars with rate and time left.
 
+    Args:
+        unit: what is counted.
+
     Yields:
-        ``progress(what, steps)``, which adds a bar and returns what to call after each step.
+        ``progress(what, steps)``, which adds a bar and returns what to call after each step, or
+        with a number of them.
     """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
 
-        def progress(what: str, steps: int) -> Callable[[], None]:
+        def progress(what: str, steps: int) -> Callable[..., None]:
             task = bars.add_task(what, total=steps)
-            return lambda: bars.advance(task)
+            return lambda done=1: bars.advance(task, done)
 
         yield progress
 

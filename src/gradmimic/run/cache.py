@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from gradmimic.data.columns import column_names, read_column
 from gradmimic.data.read import count_classes, read_inputs
-from gradmimic.errors import ConfigError, DataError, ReferenceMismatchError
+from gradmimic.errors import ConfigError, DataError
 from gradmimic.outputs import Kind, cache_outputs
-from gradmimic.reference import load_reference
-from gradmimic.run.models import Classifier, build_model
 from gradmimic.run.output_columns import open_columns
-from gradmimic.run.prepare import Progress, fill
+from gradmimic.run.prepare import Progress
+from gradmimic.run.restore import restore
 
 _BATCH = 1024  # rows that a reference sees at once
 
@@ -81,7 +80,7 @@ def cache_reference(
     target = _target(out, overwrite, data, reference)
     read = read_inputs(data, ids=ids, labels=labels, kind=kind, image_size=image_size)
     inputs, sample_ids = read.inputs, read.ids
-    classifier = _restore(reference, inputs, model, hidden)
+    classifier = restore(reference, inputs, "reference", kind=model, hidden=hidden)
     notes = []
     if read.failed:
         notes = [f"{read.failed} images could not be decoded and have no outputs."]
@@ -188,28 +187,3 @@ def _target(out: str, overwrite: bool, *sources: str) -> Path:
     if target.is_dir() or (target.exists() and not overwrite):
         raise ConfigError(f"{out} exists already. Give another --out, or --overwrite.")
     return target
-
-
-def _restore(source: str, inputs: npt.NDArray[Any], kind: str, hidden: int | None) -> Classifier:
-    """Build the model that the weights are of; without a scaling it takes inputs as they are."""
-    tensors = dict(load_reference(source).tensors)
-    first = tensors.get("trunk.0.weight", tensors.get("trunk.0.0.weight"))  # of an MLP, of a CNN
-    if "head.weight" not in tensors:
-        raise ReferenceMismatchError(
-            f"The reference {source} holds no head.weight; expected the reference.pt of a run, or "
-            "a linear probe's head.weight and head.bias. For any other model call "
-            "gradmimic.outputs.cache_outputs(model, batches, path) in Python."
-        )
-    if kind == "auto":
-        kind = "linear" if first is None else "mlp" if first.ndim == 2 else "cnn"
-    width = hidden or (1 if first is None else len(first))
-    classes = len(tensors["head.weight"])
-    # The scaling comes with the weights: one row is enough to build it.
-    model = build_model(kind, inputs[:1], classes, hidden=width, seed=0)
-    fill(
-        model,
-        tensors,
-        f"The reference {source} is not a {kind} for inputs of shape {list(inputs.shape[1:])}",
-        "Check --model and --hidden, and that it was trained on such inputs.",
-    )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")

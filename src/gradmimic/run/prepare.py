@@ -138,7 +138,7 @@ def _reference(
 ) -> tuple[Classifier, Outputs | None]:
     reference = deepcopy(initial)
     if config.gives_outputs_only:
-        return reference, _read_outputs(config, inputs)
+        return reference, read_outputs(str(config.reference), inputs.train)
     trusted = None if inputs.trusted is None else to_rows(inputs.trusted, data.labels.device)
     recipe = Recipe(
         config.epochs, config.batch_size, config.lr, config.weight_decay, config.seed + 1
@@ -163,21 +163,30 @@ def _reference(
     return reference, None
 
 
-def _read_outputs(config: RunConfig, inputs: Inputs) -> Outputs:
-    """Read a table of outputs, and check that it is of these samples and classes."""
-    outputs = Outputs.read(str(config.reference))
-    classes = len(inputs.train.classes)
+def read_outputs(path: str, samples: Samples) -> Outputs:
+    """Read a table of outputs, and check that it is of these samples and classes.
+
+    Args:
+        path: a Parquet of outputs.
+        samples: those that it is to be of.
+
+    Raises:
+        DataError: the table cannot be read.
+        ReferenceMismatchError: it has other classes, or knows none of the samples.
+    """
+    outputs = Outputs.read(path)
+    classes = len(samples.classes)
     if outputs.width != classes:
         raise ReferenceMismatchError(
-            f"The outputs {config.reference} have {outputs.width} columns, but the labels have "
+            f"The outputs {path} have {outputs.width} columns, but the labels have "
             f"{classes} classes. Expected one for each class, in this order: "
-            f"{listed(inputs.train.classes)}."
+            f"{listed(samples.classes)}."
         )
-    known = int(outputs.of(inputs.train.ids)[1].sum())
+    known = int(outputs.of(samples.ids)[1].sum())
     if known == 0:
-        theirs, ours = np.asarray(outputs.ids[:1]).tolist()[0], inputs.train.ids[0].item()
+        theirs, ours = np.asarray(outputs.ids[:1]).tolist()[0], samples.ids[0].item()
         raise ReferenceMismatchError(
-            f"The outputs {config.reference} know none of the {len(inputs.train)} samples: their "
+            f"The outputs {path} know none of the {len(samples)} samples: their "
             f"ids are such as {theirs!r}, those of the data such as {ours!r}. Give both the same "
             "--ids."
         )

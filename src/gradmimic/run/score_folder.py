@@ -1,0 +1,185 @@
+"""The folder of ``gradmimic score``: what may be continued, what is refused, and what is done.
+
+log/              the scores; log/run.json says of what data, weights and settings they are
+labels.parquet    every sample's given class
+.done-1-of-2      process 1 of 2 has nothing left to do; gone once all have not
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradmimic.data import Samples
+from gradmimic.errors import ConfigError, LogError
+from gradmimic.log_reader import RUN_FILE, LogReader, part_numbers, read_part
+from gradmimic.run.job import OUTPUTS
+from gradmimic.run.place import Place, wait_for
+from gradmimic.scoring import EVENT
+
+_OWN = ("log", "labels.parquet")
+_DIGESTS = ("data", "checkpoints", "reference")
+_SAMPLED = 4096  # rows of the inputs
+
+
+def check_free(out: Path, place: Place, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else, before any work.
+
+    Raises:
+        ConfigError: it does, or several processes are to overwrite it.
+    """
+    foreign = [name for name in OUTPUTS if name not in _OWN and (out / name).exists()]
+    if foreign:
+        raise ConfigError(f"{out} holds a training run ({foreign[0]}). Give another --out.")
+    if overwrite and place.processes > 1:
+        raise ConfigError(
+            f"overwrite is given to {place.processes} processes: one would remove what another has "
+            f"just written. Remove {out} first, and leave overwrite out."
+        )
+    if not overwrite and _has_log(out):
+        _said(out)
+
+
+def open_folder(out: Path, told: Mapping[str, Any], place: Place, *, overwrite: bool) -> None:
+    """Make the folder, or see that what it holds is of the same work.
+
+    Args:
+        out: the folder.
+        told: everything that decides the scores.
+        place: which process this is; all but the first wait for its log.
+        overwrite: remove what is there.
+
+    Raises:
+        ConfigError: the folder holds scores of other data, weights or settings, or cannot be made.
+        UsageError: the first process did not begin.
+    """
+    log = out / "log"
+    try:
+        if overwrite:
+            shutil.rmtree(log, ignore_errors=True)
+            (out / "labels.parquet").unlink(missing_ok=True)
+        log.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
+    if place.rank > 0:
+        wait_for(
+            lambda: _has_begun(log),
+            lambda: None,
+            f"process {place.rank} of {place.processes} waits for process 0, which has not opened "
+            f"{log}. Start all processes, with torchrun for example.",
+        )
+    if not _has_log(out):
+        return
+    said = _said(out)
+    changed = [key for key, value in told.items() if said.get(key) != value]
+    if changed:
+        what = ", ".join(
+            f"other {key}" if key in _DIGESTS else f"{key} {said.get(key)} instead of {told[key]}"
+            for key in changed
+        )
+        raise ConfigError(
+            f"{out} holds scores of another run: {what}. Give another --out, or --overwrite."
+        )
+    if place.rank == 0:
+        _tidy(log, place)
+
+
+def finish(out: Path, place: Place) -> bool:
+    """Tell the other processes that this one is done; in the first, wait until all are.
+
+    Returns:
+        Whether this is the first process, which has the last word.
+
+    Raises:
+        UsageError: another process stopped before it was done.
+    """
+    if place.rank > 0:
+        _mark(out, place.rank, place).touch()
+        return False
+    others = [_mark(out, rank, place) for rank in range(1, place.processes)]
+
+    def missing() -> list[str]:
+        return [str(rank) for rank, mark in enumerate(others, 1) if not mark.exists()]
+
+    wait_for(
+        lambda: not missing(),
+        lambda: len(list((out / "log").iterdir())),
+        f"process 0 is done, but of {place.processes} processes some are not, and write nothing "
+        "any more. Start the same command again: what is done is kept.",
+    )
+    for mark in (out / "log").glob(".done-*"):  # those of a killed run too
+        mark.unlink(missing_ok=True)
+    return True
+
+
+def count_rows(log: Path) -> tuple[int, int]:
+    """Return the number of visits of samples, and of canaries."""
+    rows = canaries = 0
+    for part in LogReader(log).parts:
+        column = read_part(part, ["canary"]).column(0)
+        canaries += len(column) - column.null_count
+        rows += column.null_count
+    return rows, canaries
+
+
+def digest_samples(samples: Samples) -> str:
+    """Return a name for a data set: all labels and ids, and rows of the inputs, evenly spread.
+
+    Of more than 4,096 samples not all inputs are looked at: they may be larger than memory.
+    """
+    told = hashlib.blake2b(digest_size=16)
+    told.update(f"{samples.classes} {samples.inputs.shape} {samples.inputs.dtype}".encode())
+    told.update(samples.labels.tobytes())
+    told.update("\n".join(map(str, samples.ids.tolist())).encode())
+    n = len(samples)
+    for row in np.unique(np.linspace(0, n - 1, min(n, _SAMPLED)).astype(np.int64)):
+        told.update(np.ascontiguousarray(samples.inputs[row]).tobytes())
+    return told.hexdigest()
+
+
+def digest_file(path: str) -> str:
+    """Return a name for the content of a file."""
+    told = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            told.update(block)
+    return told.hexdigest()
+
+
+def _has_log(out: Path) -> bool:
+    return (out / "log" / RUN_FILE).exists() or any((out / "log").glob("part-*.parquet"))
+
+
+def _has_begun(log: Path) -> bool:
+    """Tell whether the first process has said what the log is of, before anybody adds to it."""
+    there = (log / RUN_FILE).exists()
+    return there and any(event["event"] == EVENT for event in LogReader(log).events)
+
+
+def _said(out: Path) -> dict[str, Any]:
+    """Return what the log says that it is of."""
+    try:
+        said = (LogReader(out / "log").run["config"] or {}).get("score")
+    except LogError as error:
+        raise ConfigError(f"{error} Give another --out, or --overwrite.") from error
+    if not isinstance(said, dict):
+        raise ConfigError(
+            f"{out / 'log'} is a score log, but not of gradmimic score. Give another --out, or "
+            "--overwrite."
+        )
+    return said
+
+
+def _tidy(log: Path, place: Place) -> None:
+    """Remove what killed processes left half-written whose ranks nobody has any more."""
+    for leftover in log.glob(".part-*.parquet.tmp"):
+        numbers = part_numbers(leftover.with_name(leftover.name[1:].removesuffix(".tmp")))
+        if numbers and numbers[0] >= place.processes:
+            leftover.unlink(missing_ok=True)
+
+
+def _mark(out: Path, rank: int, place: Place) -> Path:
+    return out / "log" / f".done-{rank}-of-{place.processes}"

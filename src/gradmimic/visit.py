@@ -1,0 +1,188 @@
+"""One checkpoint of many, ready to score batch after batch without training.
+
+    m_i = ⟨−∇_{θ_S} ℓ_i, v⟩ / ‖v‖,  w = softmax(m / τ)
+
+v is taken once, or per batch where it points toward outputs; nothing here asks anything of a GPU
+that would make it wait.
+"""
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradmimic.align import Alignment
+from gradmimic.canaries import CanaryLosses
+from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, find_head
+from gradmimic.engines import Engine, pick_engine
+from gradmimic.errors import DirectionError, GradMimicError, LossError
+from gradmimic.measure import check_shape
+from gradmimic.outputs import Outputs
+from gradmimic.reference import load_reference
+from gradmimic.score import projection
+from gradmimic.toward_outputs import OutputForward, TowardOutputs
+from gradmimic.trial import Given, pick_alignment
+from gradmimic.weighting import Weighting
+
+Batch = TypeVar("Batch")
+Losses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, CanaryLosses | None]]
+
+
+class Scores(NamedTuple):
+    """What a batch came to at one checkpoint."""
+
+    visit: "Visit"
+    columns: Tensor  # [3, b + c]: score, weight, loss; of the samples, then of the canaries
+    canaries: CanaryLosses | None
+    known: Tensor | None
+    norm: float
+
+
+class Weighing:
+    """The softmax of one batch, whatever came before it.
+
+    Args:
+        temperature: τ, or ``"auto"``, a share of the spread in that batch alone.
+
+    Raises:
+        ParameterError: τ is not positive.
+    """
+
+    def __init__(self, temperature: float | Literal["auto"]) -> None:
+        self._temperature = temperature
+        self._fixed = Weighting("softmax", temperature)
+
+    def __call__(self, scores: Tensor, known: Tensor | None) -> Tensor:
+        """Return ``[b]`` weights, 0 where ``known`` is False."""
+        if self._temperature != "auto":
+            return self._fixed(scores, 0, known)
+        return Weighting("softmax", "auto")(scores, 0, known)  # a spread without a past
+
+
+class Visit:
+    """One checkpoint, ready to score.
+
+    Args:
+        name: for messages.
+        epoch: its place among the checkpoints.
+        model: θ, in eval mode.
+        subset: the scored parameters.
+        alignment: where v comes from.
+        engine: what takes derivatives along v.
+
+    Raises:
+        DirectionError: v is zero or not finite.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        epoch: int,
+        model: nn.Module,
+        subset: Subset,
+        alignment: Alignment,
+        engine: type[Engine],
+    ) -> None:
+        self.name, self.epoch = name, epoch
+        self._model, self._subset, self._engine = model, subset, engine
+        v = alignment.direction()
+        assert v is not None  # noqa: S101  these need to learn nothing first
+        self._v: Direction | TowardOutputs = v
+        self.one_norm = isinstance(v, Direction)  # for all batches
+        try:
+            _ = v.norm
+        except DirectionError as error:
+            raise DirectionError(f"{name}, epoch {epoch} of the log: {error}") from error
+
+    def score(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
+        """Score one batch; nothing is asked of a GPU."""
+        v = self._v
+        toward = OutputForward(self._subset, v, ids) if isinstance(v, TowardOutputs) else None
+        single_pass = toward or self._engine(self._subset, v)  # type: ignore[arg-type]
+        try:
+            with single_pass:
+                found: Any = losses(self._model, batch)
+                pair = isinstance(found, tuple) and not isinstance(found, CanaryLosses)
+                values, canaries = found if pair else (found, None)
+                check_shape(values)
+                if len(values) != len(ids):
+                    raise LossError(
+                        f"Expected as many ids as losses, got {len(ids)} and {len(values)}."
+                    )
+                both = values if canaries is None else torch.cat([values, canaries.losses])
+            derivative = single_pass.derivative(both)
+        finally:
+            single_pass.close()
+        scores, b = projection(derivative, v.norm), len(values)
+        known = None if toward is None else toward.known
+        weights = weighing(scores[:b], known)
+        if len(both) > b:
+            weights = F.pad(weights, (0, len(both) - b))  # canaries weigh nothing
+        columns = torch.stack((scores, weights, both.detach())).float()
+        return Scores(self, columns, canaries, known, v.norm)
+
+
+def begin(
+    named: Mapping[str, nn.Module],
+    reference: Given,
+    params: Params,
+    align: str,
+    engine: str,
+    batch: Any,
+    ids: Any,
+    losses: Losses[Any],
+    weighing: Weighing,
+) -> tuple[list[Visit], list[Scores]]:
+    """Make every checkpoint ready, and score the first batch, which shows where the head is.
+
+    Args:
+        named: the checkpoints by name, in order.
+        reference: as of ``gradmimic.scoring.score``, like the next ones.
+        params: the scored parameters.
+        align: an alignment that needs to learn nothing first.
+        engine: the engine's name.
+        batch: the first batch.
+        ids: ``[b]``, of its samples.
+        losses: ``losses(model, batch)``.
+        weighing: makes weights of scores.
+
+    Returns:
+        The checkpoints, and what the batch came to at each.
+
+    Raises:
+        DirectionError: the reference's weights equal those of a checkpoint.
+        ParameterError, ReferenceMismatchError, AlignmentError, LossError: as ``score`` does.
+    """
+    if isinstance(reference, str | PathLike) and Path(reference).suffix == ".parquet":
+        reference = Outputs.read(reference)
+    elif align != "outputs" and not isinstance(reference, Outputs):
+        reference = load_reference(reference)  # once for all
+    model = next(iter(named.values()))
+    guess = find_head(model) if params == "head" else None
+
+    def scored(head: str | None) -> tuple[list[Visit], list[Scores]]:
+        visits = []
+        for epoch, (name, own) in enumerate(named.items()):
+            subset = choose(own, params, head=head)
+            alignment = pick_alignment(align, own, subset, reference)
+            visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
+        return visits, [visit.score(batch, ids, losses, weighing) for visit in visits]
+
+    if guess is None:
+        return scored(None)
+    watch = LastUsed(model)
+    try:
+        found = scored(guess)
+    except GradMimicError:
+        if watch.name is None:  # not even run: look for the head before anything else
+            losses(model, batch)
+        if watch.name in (guess, None):
+            raise
+        return scored(watch.name)
+    finally:
+        watch.stop()
+    return found if watch.name in (guess, None) else scored(watch.name)
