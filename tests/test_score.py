@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 import gradmimic.scoring
 from gradmimic import Canaries, Outputs, ScoreLog, mimic_scores
 from gradmimic.ahead import DEPTH, ahead
+from gradmimic.direction import choose
 from gradmimic.errors import (
     AlignmentError,
     DirectionError,
@@ -26,6 +27,8 @@ from gradmimic.errors import (
     ParameterError,
     UsageError,
 )
+from gradmimic.reference import load_reference
+from gradmimic.rotation import Rotation
 from gradmimic.scoring import Scored, score
 
 ORDER = [("epoch", "ascending"), ("canary", "ascending"), ("sample_id", "ascending")]
@@ -439,3 +442,45 @@ def test_what_cannot_be_scored_is_refused(tmp_path):
         tmp_path, AlignmentError, "compares weights, but the reference is a table",
         reference=Outputs(range(12), torch.zeros(12, zoo.CLASSES)),
     )  # fmt: skip
+
+
+def test_rotation_learns_from_the_first_batch_whoever_scores_the_rest(tmp_path):
+    """Two processes and one log the same rows, and better ones than by the weights alone."""
+
+    class Pairs(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.image, self.text = nn.Linear(9, 4, False), nn.Linear(7, 4, False)
+
+        def forward(self, images, texts):
+            return self.image(images) @ self.text(texts).T
+
+    model, reference = Pairs(0), Pairs(1)
+    x = torch.randn(24, 9), torch.randn(24, 7)
+    batches = list(torch.arange(24).split(6))
+
+    def losses(model, rows):
+        z = model(x[0][rows], x[1][rows])
+        return -(z.log_softmax(1).diagonal() + z.log_softmax(0).diagonal()) / 2
+
+    def go(folder, rank, processes):
+        with ScoreLog(folder, rank=rank) as log:
+            score(
+                model, reference, batches, losses, log, ids=list, params="all", align="rotation",
+                processes=processes,
+            )  # fmt: skip
+
+    go(tmp_path / "one", 0, 1)
+    for rank in (0, 1):
+        go(tmp_path / "two", rank, 2)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+    alignment = Rotation(model, choose(model, "all"), load_reference(reference))
+    by_weights = alignment.direction().norm
+    with alignment.watching():
+        losses(model, batches[0])
+    alignment.observe(None)
+    expected = alignment.direction().norm
+    assert abs(expected - by_weights) > 1e-4
+    norms = ScoreLog.read(tmp_path / "one").run["direction_norm"]
+    assert norms == pytest.approx({0: expected})

@@ -151,9 +151,12 @@ def score(
             if visits:
                 scored = [visit.score(batch, sample_ids, losses, weighing) for visit in visits]
             else:
+                # whatever batch this process begins with, what is learned is learned from the first
+                shown = next(iter(_reading(batches, [0]))) if align == "rotation" else None
                 visits, scored = begin(
-                    named, reference, params, align, engine, batch, sample_ids, losses, weighing
-                )
+                    named, reference, params, align, engine, batch, sample_ids, losses, weighing,
+                    shown=shown,
+                )  # fmt: skip
             if waiting is not None:
                 writer.add(waiting)
             waiting = _Rows(number, sample_ids, scored)

@@ -136,6 +136,8 @@ def begin(
     ids: Any,
     losses: Losses[Any],
     weighing: Weighing,
+    *,
+    shown: Any = None,
 ) -> tuple[list[Visit], list[Scores]]:
     """Make every checkpoint ready, and score the first batch, which shows where the head is.
 
@@ -149,6 +151,7 @@ def begin(
         ids: ``[b]``, of its samples.
         losses: ``losses(model, batch)``.
         weighing: makes weights of scores.
+        shown: a batch that every process has the same, for an alignment that learns from one pass.
 
     Returns:
         The checkpoints, and what the batch came to at each.
@@ -169,6 +172,10 @@ def begin(
         for epoch, (name, own) in enumerate(named.items()):
             subset = choose(own, params, head=head)
             alignment = pick_alignment(align, own, subset, reference)
+            if shown is not None:
+                with alignment.watching():
+                    losses(own, shown)
+                alignment.observe(None)
             visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
         return visits, [visit.score(batch, ids, losses, weighing) for visit in visits]
 
