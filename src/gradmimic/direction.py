@@ -17,7 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gradmimic.errors import DirectionError, ParameterError, listed
+from gradmimic.errors import DirectionError, ParameterError, UsageError, listed
+from gradmimic.wrapped import is_sharded, whole
 
 Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
@@ -49,6 +50,24 @@ class Subset:
     def modules(self) -> tuple[nn.Module, ...]:
         """The modules that hold a scored parameter, each once."""
         return tuple({id(use.module): use.module for use in self.uses}.values())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 keeps a part of them on each rank."""
+        return any(is_sharded(parameter) for parameter in self.parameters.values())
+
+    def check_held(self) -> None:
+        """Raise where the model has got other parameters since these were chosen."""
+        for use in self.uses:
+            parameter = self.parameters[use.name]
+            # FSDP2 itself exchanges its parameters for gathered ones while it computes.
+            if use.module._parameters[use.attribute] is not parameter and not is_sharded(parameter):
+                raise UsageError(
+                    f"The model holds another {use.name} than when its scored parameters were "
+                    "chosen, so scores would be of weights that train no more. Build GradMimic "
+                    "after whatever replaces parameters: fully_shard, accelerator.prepare, "
+                    "load_state_dict(assign=True)."
+                )
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -221,8 +240,10 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
         >>> direction(choose(layer), {"weight": torch.tensor([[3.0, 4.0]])}).norm
         5.0
     """
+    subset.check_held()
     tensors = {
-        name: reference[name] - parameter.detach() for name, parameter in subset.parameters.items()
+        name: reference[name] - whole(parameter.detach())
+        for name, parameter in subset.parameters.items()
     }
     return Direction(tensors)
 
