@@ -1,0 +1,191 @@
+"""Trainings that run alike in one process and on the ranks of several, and a way to start those."""
+
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.join import Join
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from gradmimic import Canaries, GradMimic, Outputs, ScoreLog
+
+WIDTH, HIDDEN, CLASSES, BATCH = 6, 7, 4, 12
+CUTS = (7, 12, 5, 0)  # where a batch is cut in two: even, uneven, and nothing for one of them
+
+
+class Net(nn.Module):
+    def __init__(self, unused=False):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.Tanh())
+        if unused:
+            self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+class Elsewhere(nn.Module):
+    """Its head is not the module registered last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(HIDDEN, CLASSES)
+        self.trunk = nn.Linear(WIDTH, HIDDEN)
+
+    def forward(self, x):
+        return self.head(self.trunk(x).tanh())
+
+
+def batch_of(step, size=BATCH):
+    chance = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(size, WIDTH, generator=chance).double()
+    y = x[:, :CLASSES].argmax(1)
+    return x, y, torch.arange(step * BATCH, step * BATCH + size)
+
+
+def models(kind=Net, **options):
+    torch.manual_seed(3)
+    model = kind(**options).double()
+    reference = kind(**options).double()
+    reference.load_state_dict(model.state_dict())
+    trained = torch.optim.Adam(reference.parameters(), lr=0.02)
+    x, y, _ = batch_of(-1, 200)
+    for _ in range(80):
+        trained.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        trained.step()
+    return model, reference
+
+
+def table(known):
+    """What a reference says of the samples of all batches, or of a part of them."""
+    chance = torch.Generator().manual_seed(5)
+    said = torch.randn(60 * BATCH, CLASSES, generator=chance)
+    ids = torch.arange(60 * BATCH)
+    if not known:
+        said, ids = said[ids % 3 > 0], ids[ids % 3 > 0]
+    return Outputs(ids.tolist(), said)
+
+
+def train(
+    rank, size, *,
+    steps=4, kind=Net, wrap="ddp", given="ddp", ddp=None, net=None, known=None, canaries=None,
+    cuts=CUTS, joined=(), log=None, accumulate=1, options=None,
+):  # fmt: skip
+    """Train, and tell everything about it; one process gets all samples of each batch.
+
+    Rank 1 has no batch at the steps ``joined``, and one process only rank 0's part then.
+    """
+    torch.manual_seed(0)
+    model, reference = models(kind, **(net or {}))
+    called = model
+    if size > 1 and wrap == "ddp":
+        called = DistributedDataParallel(model, **(ddp or {}))
+    if known is not None:
+        reference = table(known)
+    record = None if log is None else ScoreLog(log, seed=0, rows_per_part=20)
+    mimic = GradMimic(
+        called if given == "ddp" else model, reference, log=record, **(options or {})
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    def one(step):
+        x, y, ids = batch_of(step)
+        if size > 1 or step in joined:
+            cut = cuts[step % len(cuts)]
+            here = slice(0, cut) if rank == 0 else slice(cut, None)
+            x, y, ids = x[here], y[here], ids[here]
+        last = (step + 1) % accumulate == 0
+        with called.no_sync() if called is not model and not last else nullcontext():
+            with mimic:
+                logits = called(x)
+                losses = F.cross_entropy(logits, y, reduction="none")
+                drawn = None
+                if canaries is not None:
+                    drawn = Canaries(**canaries).labels(logits, y, ids)
+            loss = mimic.weigh(losses, ids, epoch=0, canaries=drawn)
+            loss.backward()
+        told.append({
+            "loss": loss.detach(), "scores": mimic.scores, "weights": mimic.weights, "ids": ids,
+        })  # fmt: skip
+        if last:
+            told[-1]["gradients"] = {n: p.grad.clone() for n, p in model.named_parameters()
+                                     if p.grad is not None}  # fmt: skip
+            optimizer.step()
+            optimizer.zero_grad()
+
+    told = []
+    with Join([mimic, called]) if size > 1 and joined else nullcontext():
+        for step in range(max(joined, default=-1) + 1):
+            if size == 1 or rank == 0 or step not in joined:
+                one(step)
+    for step in range(max(joined, default=-1) + 1, steps):
+        one(step)
+    if record is not None:
+        record.close()
+    facts = {"aligned": mimic.aligned, "overtaken": mimic.overtaken, "step": mimic.step}
+    weights = {name: w.clone() for name, w in model.state_dict().items()}
+    return {"steps": told, "weights": weights, **facts}
+
+
+def run_on_two(folder, names, timeout=120):
+    """Run cases of ``test_distributed`` on two ranks; return what each rank returned, by name."""
+    script = Path(__file__).resolve()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", str(script), str(rank), str(folder), *names],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        output = [process.communicate(timeout=timeout)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    codes = [process.returncode for process in ranks]
+    found = []
+    for rank in range(2):
+        file = Path(folder) / f"rank-{rank}.pt"
+        assert file.exists(), f"rank {rank} ended with {codes[rank]}:\n{output[rank]}"
+        found.append(torch.load(file, weights_only=True))
+    return found, codes, output
+
+
+def main(rank, folder, names):
+    import test_distributed
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "params='head'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+        )
+    found = {}
+    for name in names:
+        try:
+            found[name] = test_distributed.CASES[name](rank, Path(folder))
+        except Exception as error:
+            import traceback
+
+            found[name] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            torch.save(found, f"{folder}/rank-{rank}.pt")
+            raise
+        torch.save(found, f"{folder}/rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
