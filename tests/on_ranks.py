@@ -1,10 +1,13 @@
 """Trainings that run alike in one process and on the ranks of several, and a way to start those."""
 
+import importlib
 import os
 import subprocess
 import sys
+import traceback
 import warnings
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -92,10 +95,9 @@ def train(
     if known is not None:
         reference = table(known)
     record = None if log is None else ScoreLog(log, seed=0, rows_per_part=20)
-    mimic = GradMimic(
-        called if given == "ddp" else model, reference, log=record, **(options or {})
-    )
+    mimic = GradMimic(called if given == "ddp" else model, reference, log=record, **(options or {}))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
     def one(step):
         x, y, ids = batch_of(step)
         if size > 1 or step in joined:
@@ -135,12 +137,26 @@ def train(
     return {"steps": told, "weights": weights, **facts}
 
 
-def run_on_two(folder, names, timeout=120):
-    """Run cases of ``test_distributed`` on two ranks; return what each rank returned, by name."""
+def run_on_two(folder, module, names, patience=30):
+    """Run CASES of a test module on two ranks; return what each rank returned, by name.
+
+    Args:
+        patience: seconds that a rank waits for the other one.
+    """
     script = Path(__file__).resolve()
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", str(script), str(rank), str(folder), *names],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                str(script),
+                str(rank),
+                str(folder),
+                module,
+                str(patience),
+                *names,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -149,7 +165,7 @@ def run_on_two(folder, names, timeout=120):
         for rank in range(2)
     ]
     try:
-        output = [process.communicate(timeout=timeout)[0] for process in ranks]
+        output = [process.communicate(timeout=120)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -157,28 +173,23 @@ def run_on_two(folder, names, timeout=120):
     found = []
     for rank in range(2):
         file = Path(folder) / f"rank-{rank}.pt"
-        assert file.exists(), f"rank {rank} ended with {codes[rank]}:\n{output[rank]}"
-        found.append(torch.load(file, weights_only=True))
+        found.append(torch.load(file, weights_only=True) if file.exists() else {})
     return found, codes, output
 
 
-def main(rank, folder, names):
-    import test_distributed
-
+def main(rank, folder, module, patience, names):
+    cases = importlib.import_module(module).CASES
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "params='head'")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-        )
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
+        timeout=timedelta(seconds=patience),
+    )  # fmt: skip
     found = {}
     for name in names:
         try:
-            found[name] = test_distributed.CASES[name](rank, Path(folder))
+            found[name] = cases[name](rank, Path(folder))
         except Exception as error:
-            import traceback
-
             found[name] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             torch.save(found, f"{folder}/rank-{rank}.pt")
             raise
@@ -188,4 +199,4 @@ def main(rank, folder, names):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:])

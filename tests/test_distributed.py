@@ -60,7 +60,7 @@ CASES = {name: partial(training, name) for name in TRAININGS}
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    found, codes, output = on_ranks.run_on_two(folder, list(CASES))
+    found, codes, output = on_ranks.run_on_two(folder, "test_distributed", list(CASES))
     return found, codes, output, folder
 
 
