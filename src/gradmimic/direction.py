@@ -8,6 +8,7 @@ scored, a parameter counts once in ‖v‖.
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,20 @@ class Subset:
                     "after whatever replaces parameters: fully_shard, accelerator.prepare, "
                     "load_state_dict(assign=True)."
                 )
+
+    @contextmanager
+    def read_again(self) -> Iterator[None]:
+        """Make code that was compiled without our hooks look at the scored modules again.
+
+        It asks whether a parameter is another tensor than before, but not whether hooks have come.
+        """
+        held = self.parameters
+        own = all(use.module._parameters[use.attribute] is held[use.name] for use in self.uses)
+        if "torch._dynamo" not in sys.modules or not own or self.sharded:
+            yield
+            return
+        with self.swapped({name: parameter.view_as(parameter) for name, parameter in held.items()}):
+            yield
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

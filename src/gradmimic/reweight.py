@@ -201,6 +201,7 @@ class GradMimic(Joining):
         if self._guess is not None:
             self._watch = LastUsed(self._model)
         self._watching = ExitStack()
+        self._watching.enter_context(self._subset.read_again())
         self._watching.enter_context(self._alignment.watching())
         self._watching.enter_context(past_ddp(self._called))
         return self

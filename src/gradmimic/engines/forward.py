@@ -33,7 +33,9 @@ REMEDIES = {
     "_cudnn_rnn": "run the forward pass under torch.backends.cudnn.flags(enabled=False)",
     "scaled_dot_product": "run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
     "_transformer_encoder_layer_fwd": "call torch.backends.mha.set_fastpath_enabled(False)",
-    "custom autograd.Function": "give that function a jvp",
+    "custom autograd.Function": "give that function a jvp (one of torch.compile's gets none: keep "
+    "scored layers and what lies above them out of the compiled part; one of DDP's needs none "
+    "where GradMimic is built from the DDP module)",
 }
 """Part of an operation's name: what makes it differentiable in forward mode."""
 
