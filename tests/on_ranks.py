@@ -181,6 +181,8 @@ def main(rank, folder, module, patience, names):
     cases = importlib.import_module(module).CASES
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "params='head'")
+    warnings.filterwarnings("ignore", "The .grad attribute")  # torch, of itself
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
         timeout=timedelta(seconds=patience),

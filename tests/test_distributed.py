@@ -28,6 +28,15 @@ TRAININGS = {
         "net": {"unused": True}, "ddp": {"find_unused_parameters": True}, "given": "inner",
         "options": {"engine": "oracle"},
     },
+    "unused, all parameters": {
+        "net": {"unused": True}, "ddp": {"find_unused_parameters": True},
+        "options": {"params": "all"},
+    },
+    "static graph, all parameters": {
+        "ddp": {"static_graph": True}, "options": {"params": "all"},
+    },
+    "accumulation, all parameters": {"accumulate": 2, "options": {"params": "all"}},
+    "joined, all parameters": {"steps": 5, "joined": (2, 3), "options": {"params": "all"}},
     "static graph": {"ddp": {"static_graph": True}},
     "accumulation": {"accumulate": 2},
     "head elsewhere": {"kind": on_ranks.Elsewhere},

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from functools import partial
+from importlib.util import find_spec
 
 import on_ranks
 import pytest
@@ -14,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 from gradmimic import GradMimic, ScoreLog
 from gradmimic.errors import (
@@ -73,6 +76,10 @@ def refusals(rank, folder):
     ddp = DistributedDataParallel(model)
     told = {}
     transport = GradMimic(ddp, reference, align="transport")
+    unseen, _ = on_ranks.models(unused=True)
+    hidden = DistributedDataParallel(unseen, find_unused_parameters=True)
+    inner = GradMimic(unseen, on_ranks.models(unused=True)[1])
+    told["inner"] = message(UnsupportedOperationError, weighed, inner, hidden, *here(rank)[:2])
     told["transport"] = message(UsageError, Join, [transport, ddp])
     mimic = GradMimic(ddp, reference)
     options = {"divide_by_initial_world_size": False}
@@ -160,6 +167,77 @@ def fsdp_head_outside(rank, _folder):
     return mimic.scores
 
 
+def accelerated(rank, _folder):
+    """accelerator.prepare makes DDP of the model, and shares the batches out."""
+    if find_spec("accelerate") is None:
+        return None
+    from accelerate import Accelerator
+
+    os.environ.update(  # as torchrun sets them
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT="29500",
+    )  # fmt: skip
+    helper = Accelerator(cpu=True)
+    model, reference = on_ranks.models()
+    rows = TensorDataset(*on_ranks.batch_of(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    ddp, optimizer, loader = helper.prepare(model, optimizer, DataLoader(rows, batch_size=6))
+    mimic = GradMimic(ddp, reference)
+    ((x, y, ids),) = loader
+    with mimic:
+        losses = losses_of(ddp, x, y)
+    helper.backward(mimic.weigh(losses, ids))
+    told = {"scores": mimic.scores, "weights": mimic.weights, "ids": ids}
+    told["kind"] = type(ddp).__name__
+    told["gradients"] = {name: p.grad.clone() for name, p in model.named_parameters()}
+    return told
+
+
+def compiled(rank, _folder, inside):
+    """torch.compile of DDP, and DDP of torch.compile."""
+    model, reference = on_ranks.models()
+    if inside:
+        called = DistributedDataParallel(torch.compile(model, backend="aot_eager"))
+    else:
+        called = torch.compile(DistributedDataParallel(model), backend="aot_eager")
+    mimic = GradMimic(called, reference)
+    for _ in range(2):
+        weighed(mimic, called, *here(rank)[:2]).backward()
+    gradients = {name: p.grad / 2 for name, p in model.named_parameters()}
+    return {"scores": mimic.scores, "weights": mimic.weights, "gradients": gradients}
+
+
+def compared(rank, _folder):
+    """Ranks judge by the samples of all: here the ones of rank 0 alone would say no."""
+    model, reference = on_ranks.models()
+    mimic = GradMimic(model, reference)
+    far = torch.linspace(4.0, 5.0, 50)
+    own = far if rank == 0 else far[:40]
+    return mimic.compare(own, own + (2.0 if rank else -0.1)), mimic.overtaken
+
+
+def logged(rank, folder, parts=25):
+    """One rank reads the log while the other writes its own parts of it."""
+    log = ScoreLog(folder / "read", rows_per_part=4)
+    dist.barrier()
+    if rank:
+        for step in range(parts):
+            ids = range(4 * step, 4 * step + 4)
+            log.append(ids, ids, [0.5] * 4, [1.0] * 4, epoch=0, step=step, batch_size=8)
+            log.flush()
+        log.close()
+        return parts
+    seen = [0]
+    while seen[-1] < 4 * parts:
+        table = ScoreLog.read(folder / "read").scan()
+        assert table["sample_id"].to_pylist() == list(range(len(table)))
+        assert set(table["rank"].to_pylist()) <= {1}
+        assert set(table["batch_size"].to_pylist()) <= {8}
+        seen.append(len(table))
+    assert seen == sorted(seen)
+    return parts
+
+
 def silent(rank, _folder):
     """A rank that does not come in time."""
     model, reference = on_ranks.models()
@@ -186,6 +264,8 @@ CASES = ENDING | {
     "local": local,
     "broken": broken,
     "refusals": refusals,
+    "compiled inside": partial(compiled, inside=True),
+    "compiled outside": partial(compiled, inside=False),
     "fsdp": fsdp,
     "fsdp whole": lambda rank, folder: fsdp(rank, folder, whole=True),
     "fsdp outputs": lambda rank, folder: fsdp(rank, folder, options={"align": "outputs"}),
@@ -195,6 +275,9 @@ CASES = ENDING | {
     "fsdp refused": fsdp_refused,
     "fsdp bf16": fsdp_bf16,
     "fsdp head outside": fsdp_head_outside,
+    "compared": compared,
+    "logged": logged,
+    "accelerated": accelerated,
 }
 
 
@@ -232,12 +315,25 @@ def test_what_join_cannot_do_is_refused(ran):
         assert "Join([mimic, ddp_model])" in told["order"]
 
 
+def test_ddp_that_looks_for_unused_parameters_must_be_passed_itself(ran):
+    for told in (told["refusals"] for told in ran):
+        assert "where GradMimic is built from the DDP module" in told["inner"]
+
+
 def test_a_log_takes_the_ranks_parts_and_never_two_of_one(ran):
     told = [told["refusals"] for told in ran]
     assert [one["rank of the log"] for one in told] == [0, 1]
     said = sorted(one["same rank"] for one in told)
     assert said[1] == "wrote"
     assert "its own rank=" in said[0]
+
+
+def test_a_log_is_read_while_another_rank_writes_it(ran):
+    assert [told["logged"] for told in ran] == [25, 25]
+
+
+def test_ranks_compare_model_and_reference_by_the_samples_of_all(ran):
+    assert [told["compared"] for told in ran] == [(True, 0), (True, 0)]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +356,21 @@ def test_fsdp2_gives_what_one_process_gives(ran, name, options):
                 torch.testing.assert_close(both, mine[key], rtol=digits, atol=digits)
         for key, gradient in mine["gradients"].items():
             torch.testing.assert_close(first["gradients"][key], gradient, rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize("name", ["accelerated", "compiled inside", "compiled outside"])
+def test_accelerate_and_compilers_on_two_ranks_give_what_one_process_gives(ran, name):
+    first, second = (told[name] for told in ran)
+    if first is None:
+        pytest.skip("accelerate is not installed")
+    one = on_ranks.train(0, 1, steps=1)["steps"][0]
+    for key in ("scores", "weights"):
+        both = torch.cat([first[key], second[key]])
+        torch.testing.assert_close(both, one[key], rtol=1e-6, atol=1e-6)
+    for key, gradient in one["gradients"].items():
+        for told in (first, second):
+            torch.testing.assert_close(told["gradients"][key], gradient, rtol=1e-6, atol=1e-6)
+    assert first.get("kind", "DistributedDataParallel") == "DistributedDataParallel"
 
 
 def test_fsdp2_in_bf16_and_with_the_head_outside(ran):
