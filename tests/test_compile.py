@@ -3,6 +3,7 @@
 import copy
 import shutil
 
+import on_ranks
 import pytest
 import torch
 from torch import nn
@@ -124,6 +125,37 @@ def test_alignments_by_outputs_see_a_compiled_models_head(align, called_before):
                 losses = losses_of(called, batch)
             one.weigh(losses)
     torch.testing.assert_close(mimic.scores, plain.scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The reference .* names its weights otherwise")
+@pytest.mark.parametrize("called_before", [False, True], ids=["new", "called before"])
+@pytest.mark.parametrize("how", WAYS)
+def test_a_head_registered_first_is_found_or_asked_for_and_never_scored_wrongly(how, called_before):
+    model, reference = on_ranks.models(on_ranks.Elsewhere)
+    x, y, _ = on_ranks.batch_of(0)
+    expected = mimic_scores(model, reference, (x, y), losses_of, params="head.*")
+    outer = compiled(model, how, "aot_eager")
+    if called_before:
+        outer(x)
+
+    def scores(mimic):
+        with mimic:
+            losses = losses_of(outer, (x, y))
+        mimic.weigh(losses)
+        return mimic.scores
+
+    given = outer if isinstance(outer, nn.Module) else model
+    guessing = GradMimic(given, reference)
+    if how == "trunk":  # what runs last is not compiled, and seen
+        with pytest.warns(UserWarning, match="'head'"):
+            scores(guessing)
+        torch.testing.assert_close(scores(guessing), expected)
+    else:
+        with pytest.raises(GradMimicError, match="compile"):
+            scores(guessing)
+    for _ in range(2):
+        named = GradMimic(given, reference, params="head.*")
+        torch.testing.assert_close(scores(named), expected)
 
 
 def test_no_graph_is_compiled_again_at_each_step():

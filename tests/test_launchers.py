@@ -1,7 +1,9 @@
 """What else happens on several ranks: FSDP2, Accelerate, refusals, and ranks that end."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -11,6 +13,7 @@ import on_ranks
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ROOT
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -395,3 +398,20 @@ def test_a_rank_that_is_gone_is_an_error_and_no_hang(tmp_path):
     for name in ENDING:
         assert "another rank ended" in found[0][name], (name, found[0][name], output)
     assert codes[1] == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_the_example_under_torchrun(tmp_path):
+    pytest.importorskip("sklearn")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         ROOT / "examples" / "ddp.py", tmp_path / "log"],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"2 ranks; removed (\d+) of 1797 samples, (\d+)% .*: (\d+)% of", done.stdout)
+    assert found is not None, done.stdout
+    removed, right, share = map(int, found.groups())
+    assert removed < 900
+    assert right > 60
+    assert share > 85

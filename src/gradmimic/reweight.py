@@ -41,7 +41,7 @@ from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
 from gradmimic.weighting import Weighting
 from gradmimic.whole_batch import whole_batch
-from gradmimic.wrapped import is_compiled, keep_out_of_graphs, past_ddp, unwrapped
+from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
 
 _logger = logging.getLogger("gradmimic")
 
@@ -145,9 +145,7 @@ class GradMimic(Joining):
         self._learning = Learning(Weighting(weighting, temperature), log)
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
-        # what is compiled must not be watched: it would be compiled with the watch
-        watched = params == "head" and not is_compiled(self._called)
-        self._guess = find_head(model) if watched else None
+        self._guess = find_head(model) if params == "head" else None
         self._ranks = Ranks(batch)
         self._score_on(params)
         self._pass: Engine | None = None
@@ -165,8 +163,8 @@ class GradMimic(Joining):
                 "reweight='scored' needs the scored parameters in one piece, but FSDP2 shards "
                 "them. Use reweight='all', or leave the head out of fully_shard."
             )
-        if self._subset.is_head:
-            keep_out_of_graphs(self._subset.modules[0])
+        if params != "all":
+            keep_out_of_graphs(self._subset.modules)
         self._alignment = self._picked(self._align)
 
     def _picked(self, align: str) -> Alignment:

@@ -6,7 +6,7 @@ FSDP2           a sharded parameter is gathered before it is compared with the r
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -49,32 +49,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Tell whether any part of a model is compiled, as far as the modules say."""
-    return any(
-        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-
-
-def keep_out_of_graphs(module: nn.Module) -> None:
-    """Let a module run as written, hooks included, inside whatever is compiled.
+def keep_out_of_graphs(modules: Iterable[nn.Module]) -> None:
+    """Let modules run as written, hooks included, inside whatever is compiled.
 
     Compiled code does not look again whether a module has got new hooks. ``_compiled_call_impl`` is
     where ``nn.Module.compile`` itself puts what runs in place of a call; copies and checkpoints
     leave it behind. Nothing happens where nothing can be compiled yet.
 
     Args:
-        module: the head.
+        modules: what is scored.
     """
     if "torch._dynamo" not in sys.modules:
         return
-    call = module._call_impl
-    try:
-        eager = torch.compiler.disable(call, reason="GradMimic scores this layer by its hooks")
-    except TypeError:  # torch 2.6 takes no reason
-        eager = torch.compiler.disable(call)
-    module._compiled_call_impl = eager
+    for module in modules:
+        call = module._call_impl
+        try:
+            eager = torch.compiler.disable(call, reason="GradMimic scores this layer by its hooks")
+        except TypeError:  # torch 2.6 takes no reason
+            eager = torch.compiler.disable(call)
+        module._compiled_call_impl = eager
 
 
 def whole(tensor: Tensor) -> Tensor:
