@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from gradmimic import Canaries, GradMimic, Outputs, ScoreLog
+from gradmimic.atomic import atomic_write
 
 WIDTH, HIDDEN, CLASSES, BATCH = 6, 7, 4, 12
 CUTS = (7, 12, 5, 0)  # where a batch is cut in two: even, uneven, and nothing for one of them
@@ -137,10 +139,12 @@ def train(
     return {"steps": told, "weights": weights, **facts}
 
 
-def run_on_two(folder, module, names, patience=30):
-    """Run CASES of a test module on two ranks; return what each rank returned, by name.
+def run_on_two(folder, names, patience=60):
+    """Run "module.case" on two ranks; return what each rank returned, by name.
 
     Args:
+        folder: where the ranks meet, and write.
+        names: keys of the CASES of test modules, after the module's name and a dot.
         patience: seconds that a rank waits for the other one.
     """
     script = Path(__file__).resolve()
@@ -153,7 +157,6 @@ def run_on_two(folder, module, names, patience=30):
                 str(script),
                 str(rank),
                 str(folder),
-                module,
                 str(patience),
                 *names,
             ],
@@ -165,20 +168,48 @@ def run_on_two(folder, module, names, patience=30):
         for rank in range(2)
     ]
     try:
-        output = [process.communicate(timeout=120)[0] for process in ranks]
+        output = [process.communicate(timeout=300)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     codes = [process.returncode for process in ranks]
-    found = []
-    for rank in range(2):
-        file = Path(folder) / f"rank-{rank}.pt"
-        found.append(torch.load(file, weights_only=True) if file.exists() else {})
-    return found, codes, output
+    return results(Path(folder)), codes, output
 
 
-def main(rank, folder, module, patience, names):
-    cases = importlib.import_module(module).CASES
+def run_once(base, names):
+    """Run cases on two ranks once for all workers of a test run; return what it returned.
+
+    Args:
+        base: a folder that these workers share.
+        names: as of run_on_two.
+    """
+    folder = Path(base) / "on-two-ranks"
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another worker runs them
+        for _ in range(600):
+            if (folder / "output").exists():
+                break
+            time.sleep(0.5)
+    else:
+        output = "\n".join(run_on_two(folder, names)[2])
+        with atomic_write(folder / "output") as file:
+            file.write(output.encode())
+    found, output = results(folder), (folder / "output").read_text()
+    for told in found:
+        for name in names:
+            assert name in told, f"a rank did not come to {name}:\n{output}"
+            assert not isinstance(told[name], str), told[name]
+    return found, folder
+
+
+def results(folder):
+    """Return what each rank returned, by name."""
+    files = [folder / f"rank-{rank}.pt" for rank in range(2)]
+    return [torch.load(file, weights_only=True) if file.exists() else {} for file in files]
+
+
+def main(rank, folder, patience, names):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "params='head'")
     warnings.filterwarnings("ignore", "The .grad attribute")  # torch, of itself
@@ -190,7 +221,8 @@ def main(rank, folder, module, patience, names):
     found = {}
     for name in names:
         try:
-            found[name] = cases[name](rank, Path(folder))
+            module, _, case = name.partition(".")
+            found[name] = importlib.import_module(module).CASES[case](rank, Path(folder))
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             torch.save(found, f"{folder}/rank-{rank}.pt")
@@ -201,4 +233,4 @@ def main(rank, folder, module, patience, names):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:])
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:])

@@ -1,6 +1,7 @@
 """Two ranks give what one process gives on their batches put together."""
 
 from functools import partial
+from unittest.mock import patch
 
 import on_ranks
 import pytest
@@ -56,40 +57,23 @@ TRAININGS = {
 
 def training(name, rank, folder, size=2):
     """Run one of TRAININGS, with fewer canaries than usual before they decide."""
-    if name == "overtaken":
-        gradmimic.overtaken.BLOCK, gradmimic.overtaken.FADE = 30, 5
-    if name == "auto":
-        gradmimic.trial.ENOUGH = 20
-    return on_ranks.train(rank, size, log=folder / name, **TRAININGS[name])
+    few = {"overtaken": (30, 5, 200), "auto": (200, 100, 20)}.get(name, (200, 100, 200))
+    with (
+        patch.multiple(gradmimic.overtaken, BLOCK=few[0], FADE=few[1]),
+        patch.object(gradmimic.trial, "ENOUGH", few[2]),
+    ):
+        return on_ranks.train(rank, size, log=folder / name, **TRAININGS[name])
 
 
 CASES = {name: partial(training, name) for name in TRAININGS}
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    found, codes, output = on_ranks.run_on_two(folder, "test_distributed", list(CASES))
-    return found, codes, output, folder
-
-
-@pytest.fixture
-def _few(monkeypatch):
-    for module, name in ((gradmimic.overtaken, "BLOCK"), (gradmimic.overtaken, "FADE"),
-                         (gradmimic.trial, "ENOUGH")):  # fmt: skip
-        monkeypatch.setattr(module, name, getattr(module, name))
-
-
-@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("name", TRAININGS)
 @pytest.mark.filterwarnings("ignore:params='head'")
-def test_two_ranks_are_one_process_on_the_whole_batch(ran, tmp_path, name):
-    (first, second), *_, output, folder = ran
-    for told in (first, second):
-        assert name in told, output
-        assert not isinstance(told[name], str), told[name]
+def test_two_ranks_are_one_process_on_the_whole_batch(two_ranks, tmp_path, name):
+    found, folder = two_ranks
+    a, b = (told[f"test_distributed.{name}"] for told in found)
     one = training(name, 0, tmp_path, size=1)
-    a, b = first[name], second[name]
     digits = 5 if "transport" in name else 6  # the ridge's statistics are float32
     gone = TRAININGS[name].get("joined", ())
     there = iter(b["steps"])
@@ -137,8 +121,8 @@ def same_log(two, one, digits):
 
 
 @pytest.mark.parametrize("name", ["plain", "outputs, unknown", "trained canaries"])
-def test_stage_2_selects_what_it_selects_after_one_process(ran, tmp_path, name):
-    *_, folder = ran
+def test_stage_2_selects_what_it_selects_after_one_process(two_ranks, tmp_path, name):
+    _, folder = two_ranks
     training(name, 0, tmp_path, size=1)
     two, one = (select(path / name).table.to_pydict() for path in (folder, tmp_path))
     assert two["keep"] == one["keep"]

@@ -1,11 +1,6 @@
 """What else happens on several ranks: FSDP2, Accelerate, refusals, and ranks that end."""
 
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from importlib.util import find_spec
 
@@ -13,7 +8,6 @@ import on_ranks
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -26,7 +20,6 @@ from gradmimic.errors import (
     LogError,
     LossError,
     ParameterError,
-    RankError,
     UnsupportedOperationError,
     UsageError,
 )
@@ -241,29 +234,7 @@ def logged(rank, folder, parts=25):
     return parts
 
 
-def silent(rank, _folder):
-    """A rank that does not come in time."""
-    model, reference = on_ranks.models()
-    mimic = GradMimic(model, reference)
-    if rank:
-        return time.sleep(3)
-    began = time.monotonic()
-    text = message(RankError, weighed, mimic, model, *here(rank)[:2])
-    assert time.monotonic() - began < 20
-    return text
-
-
-def killed(rank, _folder):
-    model, reference = on_ranks.models()
-    mimic = GradMimic(model, reference)
-    weighed(mimic, model, *here(rank)[:2])
-    if rank:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return message(RankError, weighed, mimic, model, *here(rank)[:2])
-
-
-ENDING = {"silent": silent, "killed": killed}
-CASES = ENDING | {
+CASES = {
     "local": local,
     "broken": broken,
     "refusals": refusals,
@@ -284,16 +255,14 @@ CASES = ENDING | {
 }
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("launchers")
-    names = [name for name in CASES if name not in ENDING]
-    found, _, output = on_ranks.run_on_two(folder, "test_launchers", names)
-    for rank in range(2):
-        for name in names:
-            assert name in found[rank], output[rank]
-            assert not isinstance(found[rank][name], str), found[rank][name]
-    return found
+@pytest.fixture
+def ran(two_ranks):
+    """What each rank returned, by case."""
+    own = "test_launchers."
+    return [
+        {name.removeprefix(own): value for name, value in told.items() if name.startswith(own)}
+        for told in two_ranks[0]
+    ]
 
 
 def test_a_batch_may_be_each_ranks_own(ran):
@@ -389,29 +358,3 @@ def test_what_fsdp2_cannot_do_is_refused(ran):
         assert "FSDP2 shards the scored parameters" in told["all"]
         assert "reweight='scored' needs the scored parameters in one piece" in told["scored"]
         assert "Build GradMimic after" in told["late"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_rank_that_is_gone_is_an_error_and_no_hang(tmp_path):
-    found, codes, output = on_ranks.run_on_two(tmp_path, "test_launchers", list(ENDING), patience=2)
-    for name in ENDING:
-        assert "another rank ended" in found[0][name], (name, found[0][name], output)
-    assert codes[1] == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_the_example_under_torchrun(tmp_path):
-    pytest.importorskip("sklearn")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         ROOT / "examples" / "ddp.py", tmp_path / "log"],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"2 ranks; removed (\d+) of 1797 samples, (\d+)% .*: (\d+)% of", done.stdout)
-    assert found is not None, done.stdout
-    removed, right, share = map(int, found.groups())
-    assert removed < 900
-    assert right > 60
-    assert share > 85

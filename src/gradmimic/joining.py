@@ -29,7 +29,7 @@ class Joining(Joinable):
         super().__init__()
         self._shadow, self._refusal = shadow, refusal
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Say that this rank has one more batch, before any collective of that batch."""
         config = self._join_config
         if not config.enable:

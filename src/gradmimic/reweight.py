@@ -53,8 +53,9 @@ class GradMimic(Joining):
 
     The same forward pass that trains also scores. The model is neither wrapped nor replaced;
     outside the ``with`` block (evaluation, checkpoints) it never notices. Works with gradient
-    accumulation (each micro-batch is weighed by itself; divide its loss as ever), autocast, and
-    non-reentrant gradient checkpointing of the layers below the scored ones.
+    accumulation (each micro-batch is weighed by itself; divide its loss as ever), autocast,
+    gradient checkpointing of the layers below the scored ones, DDP, FSDP2 and compiled models;
+    build it after whatever wraps the model (``docs/launchers.md``).
 
     Args:
         model: the model being trained.
@@ -186,7 +187,7 @@ class GradMimic(Joining):
                 "A CUDA graph is being captured, and weigh reads every batch's scores on the CPU. "
                 "Capture the trunk alone, or leave graphs to torch.compile(mode='reduce-overhead')."
             )
-        self.begin()
+        self._begin()
         self._pass, self._direction = None, self._alignment.direction()
         v = self._direction
         if v is None:
@@ -263,9 +264,7 @@ class GradMimic(Joining):
                 if not elsewhere:
                     self._observe(ids)
                 self.step += 1
-                return whole_batch(self._ranks, None, check_losses(losses), len(losses)).mean(
-                    losses
-                )
+                return whole_batch(self._ranks, None, losses, len(losses)).mean(losses)
             self._learning.check(self._alignment, canaries)
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])

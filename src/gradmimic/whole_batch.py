@@ -53,7 +53,7 @@ class WholeBatch:
     def weights_here(self, weights: Tensor) -> Tensor:
         """Turn weights of the rows that share the softmax into this rank's ``[b + c]``."""
         outside = len(self.scores) - len(weights)  # canaries weigh nothing
-        return F.pad(weights, (0, outside))[self.own]
+        return (F.pad(weights, (0, outside)) if outside else weights)[self.own]
 
     def mean(self, losses: Tensor) -> Tensor:
         """Return this rank's part of the plain mean; 0 for an empty batch, not NaN."""
@@ -93,7 +93,7 @@ def whole_batch(
     trained = canaries is not None and canaries.trained
     assuming = np.array([kind.startswith("confusable/") for kind in kinds], dtype=np.bool_)
     if ranks.size == 1:
-        values = losses if scores is None else scores
+        values = check_losses(losses) if scores is None else scores
         weighed = len(losses) if trained else b
         return WholeBatch(
             values, b, weighed, known, assuming, slice(None), None, scores is not None, 1

@@ -30,7 +30,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Example:
         >>> layer = nn.Linear(1, 1)
-        >>> unwrapped(torch.compile(layer)) is layer
+        >>> unwrapped(layer) is layer
         True
     """
     kind = type(model).__name__
