@@ -171,6 +171,16 @@ def test_parameters_that_were_replaced_are_noticed(case):
         GradMimic(model, reference, batch="everything")
 
 
+def test_ranks_that_come_after_gradmimic_are_noticed(case, monkeypatch):
+    model, reference, batch = case
+    mimic, alone = GradMimic(model, reference), GradMimic(model, reference, batch="local")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(UsageError, match="the batches of 2 ranks would not be weighed together"):
+        step(mimic, model, batch)
+    step(alone, model, batch)
+
+
 @pytest.fixture
 def accelerator():
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")

@@ -170,8 +170,3 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
-
-
-def mean_loss(losses: Tensor) -> Tensor:
-    """Return the mean of the losses ``[b]``; 0 for an empty batch, not NaN."""
-    return losses.sum() / max(len(losses), 1)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradmimic.errors import ParameterError, RankError
+from gradmimic.errors import ParameterError, RankError, UsageError
 
 
 class Ranks:
@@ -42,11 +42,27 @@ class Ranks:
         if batch not in ("global", "local"):
             raise ParameterError(f"batch={batch!r} is unknown; expected 'global' or 'local'.")
         shared = batch == "global" and dist.is_available() and dist.is_initialized()
+        self._alone_by_choice = batch == "local"
         self.size = dist.get_world_size() if shared else 1
         self.rank = dist.get_rank() if self.size > 1 else 0
         self._group: Any = None
         if self.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=_timeout())
+
+    def check(self) -> None:
+        """Raise where ranks have come since this was made, and would be left out.
+
+        Raises:
+            UsageError: ``init_process_group`` came too late.
+        """
+        if self.size > 1 or self._alone_by_choice or not dist.is_available():
+            return
+        if dist.is_initialized() and (size := dist.get_world_size()) > 1:
+            raise UsageError(
+                f"init_process_group came after GradMimic was built, so the batches of {size} "
+                "ranks would not be weighed together. Build GradMimic after it, or pass "
+                "batch='local'."
+            )
 
     def gather(self, columns: Tensor) -> list[Tensor]:
         """Return the columns of every rank.

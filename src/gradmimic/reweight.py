@@ -135,8 +135,7 @@ class GradMimic(Joining):
         elif isinstance(reference, nn.Module):
             reference = unwrapped(reference)
         self._called, model = model, unwrapped(model)
-        self.step = 0
-        self.missing = 0
+        self.step = self.missing = 0
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
         self._model, self._reference = model, reference
@@ -187,6 +186,7 @@ class GradMimic(Joining):
                 "A CUDA graph is being captured, and weigh reads every batch's scores on the CPU. "
                 "Capture the trunk alone, or leave graphs to torch.compile(mode='reduce-overhead')."
             )
+        self._ranks.check()
         self._begin()
         self._pass, self._direction = None, self._alignment.direction()
         v = self._direction
