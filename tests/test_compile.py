@@ -158,6 +158,21 @@ def test_a_head_registered_first_is_found_or_asked_for_and_never_scored_wrongly(
         torch.testing.assert_close(scores(named), expected)
 
 
+@pytest.mark.parametrize("called_before", [False, True], ids=["new", "called before"])
+def test_a_compiled_model_is_scored_without_training(called_before):
+    model, reference, batch = case()
+    expected = mimic_scores(model, reference, batch, losses_of)
+    outer = torch.compile(model, backend="aot_eager")
+    if called_before:
+        outer(batch[0])
+    counts = []
+    for _ in range(4):
+        scores = mimic_scores(outer, torch.compile(reference), batch, losses_of)
+        torch.testing.assert_close(scores, expected)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[1:] == counts[1:2] * 3
+
+
 def test_no_graph_is_compiled_again_at_each_step():
     model, reference, batch = case()
     outer = torch.compile(model, backend="aot_eager")

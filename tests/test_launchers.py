@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradmimic import GradMimic, ScoreLog
+from gradmimic import GradMimic, ScoreLog, mimic_scores
 from gradmimic.errors import (
     LogError,
     LossError,
@@ -72,9 +72,14 @@ def refusals(rank, folder):
     ddp = DistributedDataParallel(model)
     told = {}
     transport = GradMimic(ddp, reference, align="transport")
-    unseen, _ = on_ranks.models(unused=True)
+    unseen, other = on_ranks.models(unused=True)
     hidden = DistributedDataParallel(unseen, find_unused_parameters=True)
-    inner = GradMimic(unseen, on_ranks.models(unused=True)[1])
+    inner = GradMimic(unseen, other)
+    seen = [
+        mimic_scores(called, other, here(rank)[:2], lambda model, b: losses_of(model, *b))
+        for called in (hidden, unseen)
+    ]
+    told["scored"] = torch.stack(seen)
     told["inner"] = message(UnsupportedOperationError, weighed, inner, hidden, *here(rank)[:2])
     told["transport"] = message(UsageError, Join, [transport, ddp])
     mimic = GradMimic(ddp, reference)
@@ -290,6 +295,7 @@ def test_what_join_cannot_do_is_refused(ran):
 def test_ddp_that_looks_for_unused_parameters_must_be_passed_itself(ran):
     for told in (told["refusals"] for told in ran):
         assert "where GradMimic is built from the DDP module" in told["inner"]
+        torch.testing.assert_close(*told["scored"])
 
 
 def test_a_log_takes_the_ranks_parts_and_never_two_of_one(ran):

@@ -62,11 +62,14 @@ def keep_out_of_graphs(modules: Iterable[nn.Module]) -> None:
     if "torch._dynamo" not in sys.modules:
         return
     for module in modules:
+        if hasattr(module._compiled_call_impl, "_of_gradmimic"):
+            continue  # a new function would be compiled around anew
         call = module._call_impl
         try:
             eager = torch.compiler.disable(call, reason="GradMimic scores this layer by its hooks")
         except TypeError:  # torch 2.6 takes no reason
             eager = torch.compiler.disable(call)
+        eager._of_gradmimic = True
         module._compiled_call_impl = eager
 
 
