@@ -37,3 +37,18 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no development data at {folder}; set GRADMIMIC_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """What the cases of the distributed tests return on two ranks, started once for them all."""
+    import on_ranks
+    import test_distributed
+    import test_launchers
+
+    names = [
+        *(f"test_distributed.{case}" for case in test_distributed.CASES),
+        *(f"test_launchers.{case}" for case in test_launchers.CASES),
+    ]
+    base = tmp_path_factory.getbasetemp()
+    return on_ranks.run_once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base, names)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gradmimic.atomic import atomic_write
 from gradmimic.errors import LogError, UsageError
 from gradmimic.log import ScoreLog
 
@@ -357,3 +358,25 @@ def test_a_write_cut_off_half_way_leaves_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
     log.close()
     assert ScoreLog.read(tmp_path).scan().num_rows == 10_000
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_written_alone_has_one_writer(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", raising(OSError(errno.EOPNOTSUPP, "no links here")))
+    file = tmp_path / "part"
+    with atomic_write(file, alone=True) as first:
+        first.write(b"first")
+        with pytest.raises(FileExistsError), atomic_write(file, alone=True) as second:
+            second.write(b"second")
+    with pytest.raises(FileExistsError), atomic_write(file, alone=True) as third:
+        third.write(b"third")
+    assert file.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def raising(error):
+    def call(*_args):
+        raise error
+
+    return call

@@ -59,13 +59,13 @@ def test_canaries_of_one_sample_are_told_apart():
     said = F.one_hot(y, 4).float()
     mimic = GradMimic(model, Outputs(range(20), said), align="outputs")
     seen = []
-    mimic._watch_canaries = lambda scores, b, drawn: seen.append((scores, b, drawn))
+    mimic._learning.learn = lambda whole, scores, *_: seen.append((scores, whole.samples))
     with mimic:
         logits = model(x)
         losses = F.cross_entropy(logits, y, reduction="none")
         drawn = Canaries(rate=1.0).labels(logits, y, range(20))
     mimic.weigh(losses, range(20), canaries=drawn)
-    ((scores, b, _),) = seen
+    ((scores, b),) = seen
     z, alone = logits.detach(), []
     t, norm = directions(z, said)
     for place, single in enumerate(drawn.losses.detach()):

@@ -13,7 +13,7 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name only once it is complete and on disk.
 
     Readers see the old file or the new one, never a part of either. When the block raises, or the
@@ -21,12 +21,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: the file's final name; its folder must exist.
+        alone: raise where another process writes this file too, rather than let the last one win.
 
     Yields:
         The file, open in binary mode.
 
     Raises:
         OSError: the folder or the disk does not take the file.
+        FileExistsError: ``alone``, and somebody else wrote it, or is writing it.
 
     Example:
         >>> import tempfile
@@ -40,13 +42,29 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     temporary = temporary_name(target)
-    file = temporary.open("wb")
+    file = temporary.open("xb" if alone else "wb")
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        if alone and _claimed(temporary, target):
+            temporary.unlink()
+        else:
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _claimed(temporary: Path, target: Path) -> bool:
+    """Link a file to a name that nobody has yet; return False where the disk knows no links."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError) as error:
+        if target.exists():
+            raise FileExistsError(target) from error
+        return False
+    return True

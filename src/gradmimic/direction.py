@@ -8,6 +8,7 @@ scored, a parameter counts once in ‖v‖.
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gradmimic.errors import DirectionError, ParameterError, listed
+from gradmimic.errors import DirectionError, ParameterError, UsageError, listed
+from gradmimic.wrapped import is_sharded, whole
 
 Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
@@ -49,6 +51,38 @@ class Subset:
     def modules(self) -> tuple[nn.Module, ...]:
         """The modules that hold a scored parameter, each once."""
         return tuple({id(use.module): use.module for use in self.uses}.values())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 keeps a part of them on each rank."""
+        return any(is_sharded(parameter) for parameter in self.parameters.values())
+
+    def check_held(self) -> None:
+        """Raise where the model has got other parameters since these were chosen."""
+        for use in self.uses:
+            parameter = self.parameters[use.name]
+            # FSDP2 itself exchanges its parameters for gathered ones while it computes.
+            if use.module._parameters[use.attribute] is not parameter and not is_sharded(parameter):
+                raise UsageError(
+                    f"The model holds another {use.name} than when its scored parameters were "
+                    "chosen, so scores would be of weights that train no more. Build GradMimic "
+                    "after whatever replaces parameters: fully_shard, accelerator.prepare, "
+                    "load_state_dict(assign=True)."
+                )
+
+    @contextmanager
+    def read_again(self) -> Iterator[None]:
+        """Make code that was compiled without our hooks look at the scored modules again.
+
+        It asks whether a parameter is another tensor than before, but not whether hooks have come.
+        """
+        held = self.parameters
+        own = all(use.module._parameters[use.attribute] is held[use.name] for use in self.uses)
+        if "torch._dynamo" not in sys.modules or not own or self.sharded:
+            yield
+            return
+        with self.swapped({name: parameter.view_as(parameter) for name, parameter in held.items()}):
+            yield
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -221,8 +255,10 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
         >>> direction(choose(layer), {"weight": torch.tensor([[3.0, 4.0]])}).norm
         5.0
     """
+    subset.check_held()
     tensors = {
-        name: reference[name] - parameter.detach() for name, parameter in subset.parameters.items()
+        name: reference[name] - whole(parameter.detach())
+        for name, parameter in subset.parameters.items()
     }
     return Direction(tensors)
 

@@ -51,6 +51,10 @@ class LogError(GradMimicError, ValueError):
     """A score log cannot take these rows, or what lies on disk is not a readable log."""
 
 
+class RankError(GradMimicError, RuntimeError):
+    """Another rank of a distributed training is gone, or did not come to where this one is."""
+
+
 class MissingExtraError(GradMimicError, ImportError):
     """An optional library is not installed; the message holds the pip command."""
 

@@ -16,6 +16,7 @@ import atexit
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -59,8 +60,8 @@ class ScoreLog(LogReader):
         seed: the run's seed, likewise.
         rows_per_part: rows to buffer before a part is written; a part holds at most this many,
             unless one batch alone has more.
-        rank: this process's rank. Processes may share a folder as long as their ranks differ;
-            rank 0 writes ``run.json``.
+        rank: this process's rank; None means what ``torch.distributed`` says, 0 without it.
+            Processes share a folder by different ranks; rank 0 writes ``run.json`` and events.
 
     Raises:
         LogError: the folder cannot be written, or holds something that is not such a log.
@@ -80,8 +81,9 @@ class ScoreLog(LogReader):
         config: Mapping[str, Any] | None = None,
         seed: int | None = None,
         rows_per_part: int = 65_536,
-        rank: int = 0,
+        rank: int | None = None,
     ) -> None:
+        rank = _own_rank() if rank is None else rank
         if rows_per_part < 1 or rank < 0:
             raise LogError(
                 f"expected rows_per_part >= 1 and rank >= 0, got {rows_per_part} and {rank}."
@@ -144,11 +146,12 @@ class ScoreLog(LogReader):
         direction_norm: float | None = None,
         scorer: str = "mimic",
         canary: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
     ) -> None:
         """Add one batch. A call that raises adds nothing, and keeps what was added before.
 
-        Every row gets ``batch_size = b``, the rows of this call. Canaries that stand outside the
-        batch's softmax therefore belong in a call of their own, with weights 0.
+        Canaries that stand outside the batch's softmax belong in a call of their own, with weights
+        0: rows of one call share one ``batch_size``.
 
         Args:
             sample_ids: ids ``[b]``, all integers or all strings, none twice.
@@ -162,6 +165,8 @@ class ScoreLog(LogReader):
             scorer: the name of what made the scores.
             canary: ``[b]``, a canary's kind such as ``"uniform/10"``, None for a real sample; None
                 means that all are real. A canary has the id of the sample it was made from.
+            batch_size: how many rows share the softmax, where other ranks log some of them; None
+                means b.
 
         Raises:
             LogError: a length, an id, a number or a score cannot be logged; or the disk is full.
@@ -179,8 +184,9 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         if self._closed:
             raise UsageError(f"the log at {self.path} is closed. Open it again: ScoreLog(path).")
         batch = checked_batch(
-            sample_ids, scores, weights, losses, canary, epoch=epoch, step=step, scorer=scorer
-        )
+            sample_ids, scores, weights, losses, canary,
+            epoch=epoch, step=step, scorer=scorer, batch_size=batch_size,
+        )  # fmt: skip
         size = len(batch.ids)
         if size == 0:
             return
@@ -296,18 +302,17 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         """Write the buffered rows with their norms, so that neither is ever there alone."""
         part = self.path / f"part-{self.rank:05d}-{self._next:06d}.parquet"
         if part.exists():
-            raise LogError(
-                f"{part} was written by somebody else since this log was opened. Give every "
-                "process its own rank=, or its own folder."
-            )
+            raise LogError(self._taken(part))
         table = to_table(self._batches, self.rank).replace_schema_metadata(
             {VERSION_KEY: str(FORMAT_VERSION), NORMS_KEY: json.dumps(self._norms)}
         )
         content = pa.BufferOutputStream()
         pq.write_table(table, content, use_dictionary=_REPETITIVE, write_page_checksum=True)
         try:
-            with atomic_write(part) as file:
+            with atomic_write(part, alone=True) as file:
                 file.write(content.getvalue())
+        except FileExistsError as error:
+            raise LogError(self._taken(part)) from error
         except OSError as error:
             raise LogError(self._cannot_write(part, error)) from error
         self._run["direction_norm"] |= self._norms
@@ -352,12 +357,27 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         except OSError as error:
             raise LogError(self._cannot_write(file, error)) from error
 
+    def _taken(self, part: Path) -> str:
+        """Say that another process writes the parts of this rank."""
+        return (
+            f"{part} was written by somebody else since this log was opened. Give every process "
+            "its own rank=, or its own folder."
+        )
+
     def _cannot_write(self, file: Path, error: OSError) -> str:
         """Say that the disk does not take a file, and that nothing is lost by it."""
         return (
             f"cannot write {file}: {error}. {self._rows} rows stay in memory: make room, then "
             "call flush() again."
         )
+
+
+def _own_rank() -> int:
+    """Return this process's rank, without importing torch where nobody did."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 0
+    return int(distributed.get_rank())
 
 
 def library_versions() -> dict[str, str | None]:

@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     epoch: int | None
     step: int
     scorer: str
+    size: int  # of the whole batch, on all ranks
 
 
 def checked_batch(
@@ -41,6 +42,7 @@ def checked_batch(
     epoch: int | None,
     step: int,
     scorer: str,
+    batch_size: int | None = None,
 ) -> Batch:
     """Copy a batch, or say what about it cannot be logged.
 
@@ -53,6 +55,7 @@ def checked_batch(
         epoch: from 0, below 2³¹, or None.
         step: from 0, below 2⁶³.
         scorer: a name.
+        batch_size: of the whole batch; None means b.
 
     Returns:
         Copies of everything, as NumPy arrays or lists of strings.
@@ -81,7 +84,10 @@ def checked_batch(
             epoch,
             step,
             scorer,
+            size if batch_size is None else _counter("batch_size", batch_size, 2**31),
         )
+        if batch.size < size:
+            raise DataError(f"batch_size is {batch.size}, but {size} rows came.")
         plain = _without_repeats(ids, batch.canary)
         if not np.isfinite(batch.scores).all():
             first = int(np.argmin(np.isfinite(batch.scores)))
@@ -136,7 +142,7 @@ def to_table(batches: list[Batch], rank: int) -> pa.Table:
             np.concatenate([batch.scores for batch in batches]),
             np.concatenate([batch.weights for batch in batches]),
             np.concatenate([batch.losses for batch in batches]),
-            np.repeat(sizes.astype(np.int32), sizes),
+            np.repeat(np.array([batch.size for batch in batches], dtype=np.int32), sizes),
             pa.array(
                 [
                     kind

@@ -15,6 +15,7 @@ from gradmimic.engines.oracle import OracleEngine
 from gradmimic.errors import LossError
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import cosine, projection
+from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
 
 Batch = TypeVar("Batch")
 
@@ -65,25 +66,28 @@ def mimic_scores(
     """
     if variant not in ("projection", "cosine"):
         raise LossError(f"variant={variant!r} is unknown; expected 'projection' or 'cosine'.")
-    loaded = load_reference(reference)
+    loaded = load_reference(unwrapped(reference) if isinstance(reference, nn.Module) else reference)
+    inner = unwrapped(model)
 
     def score(subset: Subset) -> Tensor:
-        v = direction(subset, loaded.match(model, subset))
+        v = direction(subset, loaded.match(inner, subset))
+        if params != "all":
+            keep_out_of_graphs(subset.modules)
         if variant == "cosine":
             with OracleEngine(subset, v) as backward:
                 values = check_losses(losses(model, batch))
             return _cosines(values, backward.stand_ins, v)
-        with pick_engine(engine)(subset, v) as single_pass:
+        with pick_engine(engine)(subset, v) as single_pass, past_ddp(model):
             values = check_losses(losses(model, batch))
         return projection(single_pass.derivative(values), v.norm)
 
     with torch.no_grad(), buffers_kept(model):  # engines that need gradients turn them on
         if params != "head":
-            return score(choose(model, params))
-        guess = find_head(model)
-        watch = LastUsed(model)
+            return score(choose(inner, params))
+        guess = find_head(inner)
+        watch = LastUsed(inner)
         try:
-            scores = score(choose(model, "head", head=guess))
+            scores = score(choose(inner, "head", head=guess))
         except LossError:
             if watch.name in (guess, None):
                 raise
@@ -91,7 +95,7 @@ def mimic_scores(
         finally:
             watch.stop()
         if scores is None or watch.name not in (guess, None):
-            scores = score(choose(model, "head", head=watch.name))
+            scores = score(choose(inner, "head", head=watch.name))
         return scores
 
 
@@ -170,8 +174,3 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
-
-
-def mean_loss(losses: Tensor) -> Tensor:
-    """Return the mean of the losses ``[b]``; 0 for an empty batch, not NaN."""
-    return losses.sum() / max(len(losses), 1)

@@ -19,6 +19,7 @@ def record(
     rows: npt.NDArray[np.float32],
     known: Tensor | None,
     canaries: CanaryLosses | None,
+    counted: tuple[int, int] | None = None,
     **facts: Any,
 ) -> None:
     """Log one batch.
@@ -30,6 +31,7 @@ def record(
         known: ``[b]`` bool, which samples the reference knows; the others, and canaries made of
             them, are left out. None stands for all.
         canaries: c of them, or none.
+        counted: samples and canaries of all ranks that the reference knows; None: of this one.
         facts: more keywords of ``ScoreLog.append``.
 
     Raises:
@@ -40,15 +42,20 @@ def record(
     if known is not None:
         ids, rows, canaries = _only(known, ids, rows, canaries)
     b = len(ids)
-    batches: list[tuple[Any, npt.NDArray[np.float32], list[str | None] | None]]
+    samples, others = (b, rows.shape[1] - b) if counted is None else counted
+    batches: list[tuple[Any, npt.NDArray[np.float32], list[str | None] | None, int]]
     if canaries is None:
-        batches = [(ids, rows, None)]
+        batches = [(ids, rows, None, samples)]
     elif canaries.trained:  # one softmax, so one batch
-        batches = [([*ids, *canaries.ids], rows, [None] * b + [*canaries.kinds])]
+        kinds = [None] * b + [*canaries.kinds]
+        batches = [([*ids, *canaries.ids], rows, kinds, samples + others)]
     else:
-        batches = [(ids, rows[:, :b], None), (canaries.ids, rows[:, b:], [*canaries.kinds])]
-    for batch_ids, columns, kinds in batches:
-        log.append(batch_ids, *columns, canary=kinds, **facts)
+        batches = [
+            (ids, rows[:, :b], None, samples),
+            (canaries.ids, rows[:, b:], [*canaries.kinds], others),
+        ]
+    for batch_ids, columns, names, size in batches:
+        log.append(batch_ids, *columns, canary=names, batch_size=size, **facts)
 
 
 def _only(
@@ -59,9 +66,15 @@ def _only(
     kept = [sample_id for sample_id, here in zip(ids, mask.tolist(), strict=True) if here]
     if canaries is None:
         return kept, rows[:, mask], None
-    there = set(kept)
-    own = [sample_id in there for sample_id in canaries.ids]
+    own = made_of(ids, known, canaries)
     names: list[Any] = [name for name, here in zip(canaries.ids, own, strict=True) if here]
     kinds = [kind for kind, here in zip(canaries.kinds, own, strict=True) if here]
     inside = np.concatenate([mask, np.array(own, dtype=np.bool_)])
     return kept, rows[:, inside], canaries._replace(ids=names, kinds=kinds)
+
+
+def made_of(ids: Ids, known: Tensor, canaries: CanaryLosses) -> list[bool]:
+    """Tell of each canary whether it is made of a sample ``[b]`` that the reference knows."""
+    plain = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
+    there = {name for name, here in zip(plain, known.tolist(), strict=True) if here}
+    return [name in there for name in canaries.ids]

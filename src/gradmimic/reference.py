@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradmimic.checkpoint import FORMS, only_tensors, read_weights
 from gradmimic.direction import Subset
 from gradmimic.errors import ReferenceMismatchError, listed
+from gradmimic.wrapped import whole
 
 Source = nn.Module | Mapping[str, Tensor] | str | PathLike[str]
 
@@ -126,8 +127,9 @@ class Reference:
                 f"{type(model).__name__}: {note}.",
                 stacklevel=2,
             )
+        here = subset.parameters
         return {
-            name: tensor.detach().to(subset.parameters[name])  # dtype and device
+            name: whole(tensor.detach()).to(here[name].device, here[name].dtype)
             for name, tensor in found.items()
         }
 

@@ -8,7 +8,7 @@ loss.backward()
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
@@ -27,30 +26,36 @@ from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
+from gradmimic.joining import Joining
+from gradmimic.learning import Learning
 from gradmimic.log import ScoreLog
-from gradmimic.measure import check_losses, check_shape, mean_loss
+from gradmimic.measure import check_losses, check_shape
 from gradmimic.outputs import Outputs
-from gradmimic.overtaken import Overtaken, fading, lower
+from gradmimic.overtaken import lower
+from gradmimic.ranks import Ranks
 from gradmimic.record import Ids, record
 from gradmimic.reference import load_reference
 from gradmimic.score import projection
 from gradmimic.scored_only import reweight_scored
 from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
-from gradmimic.weighting import Weighting, faded, share_left
+from gradmimic.weighting import Weighting
+from gradmimic.whole_batch import whole_batch
+from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
 
 _logger = logging.getLogger("gradmimic")
 
 
-class GradMimic:
+class GradMimic(Joining):
     """Re-weight batches by how far each sample moves the weights toward a reference's.
 
     m_i = ⟨−∇_{θ_S} ℓ_i, v⟩ / ‖v‖,  w = softmax(m / τ),  loss = Σ_i w_i ℓ_i
 
     The same forward pass that trains also scores. The model is neither wrapped nor replaced;
     outside the ``with`` block (evaluation, checkpoints) it never notices. Works with gradient
-    accumulation (each micro-batch is weighed by itself; divide its loss as ever), autocast, and
-    non-reentrant gradient checkpointing of the layers below the scored ones.
+    accumulation (each micro-batch is weighed by itself; divide its loss as ever), autocast,
+    gradient checkpointing of the layers below the scored ones, DDP, FSDP2 and compiled models;
+    build it after whatever wraps the model (``docs/launchers.md``).
 
     Args:
         model: the model being trained.
@@ -77,6 +82,8 @@ class GradMimic:
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
             scored ones alone do, the rest follow the plain mean.
         warmup: the number of first steps that score and log but train on the plain mean.
+        batch: ``"global"``, one softmax over the batches of all ranks where ``torch.distributed``
+            is initialised, as one process would take it; ``"local"``, each rank by itself.
 
     Attributes:
         aligned: the alignment in use; ``"auto"`` until one is chosen.
@@ -86,7 +93,7 @@ class GradMimic:
             weight 1/b, and are not logged.
         step: the number of batches weighed so far; set it when a run resumes.
         scores: ``[b]``, the last batch's scores; higher is better.
-        weights: ``[b]``, their softmax, summing to 1.
+        weights: ``[b]``, their softmax, summing to 1 over all ranks.
 
     Raises:
         ParameterError, ReferenceMismatchError, AlignmentError: model, scored parameters and
@@ -117,36 +124,51 @@ class GradMimic:
         log: ScoreLog | None = None,
         reweight: Literal["all", "scored"] = "all",
         warmup: int = 0,
+        batch: Literal["global", "local"] = "global",
     ) -> None:
+        super().__init__(self._without_batch, self._no_joining)
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
         if isinstance(reference, str | PathLike):
             table = Path(reference).suffix == ".parquet"
             reference = Outputs.read(reference) if table else load_reference(reference)
-        self.step = 0
-        self.missing = 0
+        elif isinstance(reference, nn.Module):
+            reference = unwrapped(reference)
+        self._called, model = model, unwrapped(model)
+        self.step = self.missing = 0
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
-        self._model, self._reference, self._align = model, reference, align
+        self._model, self._reference = model, reference
+        self._align: str = align
+        self._alignment: Alignment
         self._engine, self._log = pick_engine(engine), log
-        self._weighting = Weighting(weighting, temperature)
+        self._learning = Learning(Weighting(weighting, temperature), log)
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
         self._guess = find_head(model) if params == "head" else None
+        self._ranks = Ranks(batch)
         self._score_on(params)
         self._pass: Engine | None = None
         self._direction: Direction | TowardOutputs | None = None
         self._watching: ExitStack = ExitStack()
-        self._overtaken = Overtaken()
-        self._fading_from = 0
-        if log is not None:
-            self._resume(log.events)
+        aligned = self._learning.resume([] if log is None else log.events)
+        if aligned is not None and isinstance(self._alignment, Trial):
+            self._align = aligned
+            self._alignment = self._picked(aligned)
 
     def _score_on(self, params: Params, head: str | None = None) -> None:
         self._subset = choose(self._model, params, head=head)
-        self._alignment: Alignment = pick_alignment(
-            self._align, self._model, self._subset, self._reference
-        )
+        if self._subset.sharded and self._reweight == "scored":
+            raise ParameterError(
+                "reweight='scored' needs the scored parameters in one piece, but FSDP2 shards "
+                "them. Use reweight='all', or leave the head out of fully_shard."
+            )
+        if params != "all":
+            keep_out_of_graphs(self._subset.modules)
+        self._alignment = self._picked(self._align)
+
+    def _picked(self, align: str) -> Alignment:
+        return pick_alignment(align, self._model, self._subset, self._reference, self._ranks)
 
     @property
     def aligned(self) -> str:
@@ -156,9 +178,16 @@ class GradMimic:
     @property
     def overtaken(self) -> int | None:
         """The step from which on the scores know nothing."""
-        return self._overtaken.since
+        return self._learning.overtaken.since
 
     def __enter__(self) -> "GradMimic":
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise UsageError(
+                "A CUDA graph is being captured, and weigh reads every batch's scores on the CPU. "
+                "Capture the trunk alone, or leave graphs to torch.compile(mode='reduce-overhead')."
+            )
+        self._ranks.check()
+        self._begin()
         self._pass, self._direction = None, self._alignment.direction()
         v = self._direction
         if v is None:
@@ -171,7 +200,9 @@ class GradMimic:
         if self._guess is not None:
             self._watch = LastUsed(self._model)
         self._watching = ExitStack()
+        self._watching.enter_context(self._subset.read_again())
         self._watching.enter_context(self._alignment.watching())
+        self._watching.enter_context(past_ddp(self._called))
         return self
 
     def __exit__(
@@ -228,51 +259,56 @@ class GradMimic:
         self._pass = None
         try:
             check_shape(losses)
-            if self._head_was_elsewhere():
-                return mean_loss(check_losses(losses))
-            if v is None:  # too little is known of the reference yet
-                self._observe(ids)
+            elsewhere = self._head_was_elsewhere()
+            if elsewhere or v is None:  # no head yet, or too little is known of the reference
+                if not elsewhere:
+                    self._observe(ids)
                 self.step += 1
-                return mean_loss(check_losses(losses))
+                return whole_batch(self._ranks, None, losses, len(losses)).mean(losses)
+            self._learning.check(self._alignment, canaries)
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
-            on_trial = isinstance(self._alignment, Trial)
             known = self._observe(ids)
             scores = projection(current.derivative(scored), v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
-            weights = self._weighting(scores[: len(losses)], self.step, known)
-            outside = len(scored) - len(losses)  # canaries weigh nothing
+            whole = whole_batch(self._ranks, scores, scored, b, known, canaries, ids)
+            if not whole.scored:  # some rank has just found its head
+                self.step += 1
+                return whole.mean(losses)
+            weights = self._learning.weights(whole, self.step)
             # one transfer for all of them: on a GPU each one waits for the device
-            columns = scores, F.pad(weights, (0, outside)), scored.detach()  # [b + c] each
+            columns = scores, whole.weights_here(weights).to(scores), scored.detach()  # [b + c]
             rows = torch.stack(columns).float().cpu().numpy()
             if not np.isfinite(rows).all():
                 check_losses(scored)
                 raise LossError("The scores are NaN or infinite: the losses' derivatives overflow.")
+            on_trial = isinstance(self._alignment, Trial)
             training = self.step >= self._warmup and not on_trial
-            if on_trial:
-                self._try(rows[0], b, known, canaries)
-            else:
-                self._record(ids, rows, b, known, canaries, epoch=epoch, direction_norm=v.norm)
-                self._watch_canaries(rows[0], b, canaries)
-            if known is not None:
-                weights = share_left(weights, known)
-            if self.overtaken is not None:
-                weights = faded(weights, fading(self.step - self._fading_from))
-            self.scores, self.weights = scores[:b], weights[:b]
+            if not on_trial:
+                facts = {"counted": whole.counted, "epoch": epoch, "direction_norm": v.norm}
+                self._record(ids, rows, b, known, canaries, **facts)
+            seen = rows[0] if self._ranks.size == 1 else whole.scores.float().numpy()
+            self._alignment = self._learning.learn(whole, seen, self.step, self._alignment)
+            weights = self._learning.stepped(whole, weights, self.step)
+            here = whole.weights_here(weights).to(scores)
+            self.scores, self.weights = scores[:b], here[:b]
             self.step += 1
             if not training:
-                return mean_loss(losses)
+                return whole.mean(losses)
+            shares = here[: len(losses)] * whole.ranks
             if self._reweight == "all":
-                return (weights * losses).sum()
-            return reweight_scored(losses, weights, self._subset, current.stand_ins)
+                return (shares * losses).sum()
+            mean = whole.mean(losses)
+            return reweight_scored(losses, shares, mean, self._subset, current.stand_ins)
         finally:
             current.close()
 
     def compare(self, losses: Tensor, reference_losses: Tensor) -> bool:
         """Tell whether the model has overtaken its reference on samples that can be trusted.
 
-        mean(ℓ_ref − ℓ) > 1.96 standard errors of that mean; then the weights start to fade.
+        mean(ℓ_ref − ℓ) > 1.96 standard errors of that mean; then the weights start to fade. Where
+        ranks share a batch, every rank calls this, with samples of its own.
 
         Args:
             losses: ``[n]``, the model's, on samples that neither was trained on.
@@ -289,21 +325,33 @@ class GradMimic:
             >>> GradMimic(model, better).compare(torch.tensor([0.1, 0.2]), torch.tensor([1.1, 1.3]))
             True
         """
-        if lower(losses, reference_losses) and self._overtaken.tell(self.step):
-            self._start_to_fade("its loss on trusted samples is the lower one")
+        behind = lower(losses, reference_losses)
+        if self._ranks.size > 1:
+            pairs = self._ranks.gather(torch.stack([losses, reference_losses]))
+            behind = lower(*torch.cat(pairs, 1))
+        if behind and self._learning.overtaken.tell(self.step):
+            self._learning.fade(self.step, "its loss on trusted samples is the lower one")
         return self.overtaken is not None
 
-    def _resume(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Go on as the log says that this run left off."""
-        for event in events:
-            if event["event"] == "overtaken":
-                self._overtaken.tell(event["step"])
-                self._fading_from = event["step"]
-            elif event["event"] == "aligned" and isinstance(self._alignment, Trial):
-                self._align = event["alignment"]
-                self._alignment = pick_alignment(
-                    self._align, self._model, self._subset, self._reference
-                )
+    def _without_batch(self) -> None:
+        """Learn what the other ranks' batch tells, on a rank that has run out of batches."""
+        if self._ranks.size == 1:
+            return
+        none = torch.zeros(0) if self.scores is None else self.scores.new_zeros(0)
+        whole = whole_batch(self._ranks, none, none, 0)
+        if whole.scored:
+            self._learning.weights(whole, self.step)  # an automatic temperature learns by it
+            scores = whole.scores.float().numpy()
+            self._alignment = self._learning.learn(whole, scores, self.step, self._alignment)
+        self.step += 1
+
+    def _no_joining(self) -> str | None:
+        if self._ranks.size == 1 or self.aligned in ("none", "shift"):
+            return None
+        return (
+            f"align={self.aligned!r} learns from every rank at every step. Give all ranks equally "
+            "many batches (drop_last=True), or use batch='local'."
+        )
 
     def _observe(self, ids: Ids | None) -> Tensor | None:
         """Let the alignment learn from this pass; return which samples it knows, ``[b]``."""
@@ -316,60 +364,6 @@ class GradMimic:
                 )
             self.missing += int((~known).sum())
         return known
-
-    def _try(
-        self,
-        scores: npt.NDArray[np.float32],
-        b: int,
-        known: Tensor | None,
-        canaries: CanaryLosses | None,
-    ) -> None:
-        """Let the canaries speak on the candidate whose turn it is, and settle on one in time."""
-        trial = self._alignment
-        assert isinstance(trial, Trial)  # noqa: S101
-        if canaries is None:
-            raise UsageError(
-                "align='auto' lets canaries tell which alignment is best: pass "
-                "weigh(…, canaries=Canaries().labels(logits, y, ids)), or name the alignment."
-            )
-        real = scores[:b] if known is None else scores[:b][known.numpy()]
-        chosen = trial.tell(real, _plainest(scores[b:], canaries.kinds))
-        if chosen is None:
-            return
-        _logger.warning(
-            "gradmimic: align='auto' uses %r. AUROC over canaries: %s.", chosen.name, trial.told()
-        )
-        if self._log is not None:
-            areas = {name: area._asdict() for name, area in trial.areas.items()}
-            self._log.mark("aligned", self.step, alignment=chosen.name, auroc=areas)
-        self._alignment = chosen
-
-    def _watch_canaries(
-        self, scores: npt.NDArray[np.float32], b: int, canaries: CanaryLosses | None
-    ) -> None:
-        """Learn from the canaries, and start to fade where they score no lower than samples."""
-        if canaries is None:
-            if self._weighting.posterior is not None:
-                raise UsageError(
-                    "weighting='posterior' learns from canaries: pass weigh(…, canaries="
-                    "Canaries().labels(logits, y, ids)), or use weighting='softmax'."
-                )
-            return
-        lowest = _plainest(scores[b:], canaries.kinds)
-        if self._weighting.posterior is not None:
-            self._weighting.posterior.see(scores[:b], lowest)
-        if self._overtaken.see(self.step, scores[:b], lowest):
-            self._start_to_fade("canaries score no lower than samples")
-
-    def _start_to_fade(self, why: str) -> None:
-        self._fading_from = self.step
-        _logger.warning(
-            "gradmimic: from step %s on the scores know nothing, %s. The weights fade to equal "
-            "ones, and stage 2 leaves these visits out where it can.",
-            self.overtaken, why,
-        )  # fmt: skip
-        if self._log is not None and self.overtaken is not None:
-            self._log.mark("overtaken", self.overtaken, why=why)
 
     def _head_was_elsewhere(self) -> bool:
         """Settle, after the first pass, which module is the head."""
@@ -404,9 +398,3 @@ class GradMimic:
                 "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
             )
         record(self._log, ids, rows, known, canaries, step=self.step, **facts)
-
-
-def _plainest(scores: npt.NDArray[np.float32], kinds: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the scores of the canaries that make the fewest assumptions."""
-    plain = [not kind.startswith("confusable/") for kind in kinds]
-    return scores[np.array(plain, dtype=np.bool_)] if any(plain) else scores

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from gradmimic.align import Difference, moved
 from gradmimic.direction import Direction, Subset, direction
 from gradmimic.errors import AlignmentError, listed
+from gradmimic.ranks import ALONE, Ranks
 from gradmimic.reference import Reference
 
 EVERY = 16  # steps between two solutions: weights move little in between, solving takes time
@@ -38,6 +39,7 @@ class Rotation(Difference):
         subset: these parameters, two or more matrices: all that map into that space, or the
             rotation changes what the model computes.
         reference: their better counterparts; the space may be of another width.
+        ranks: whose inputs count; what they come to is summed whenever R is taken.
 
     Raises:
         ReferenceMismatchError: model and reference do not fit.
@@ -46,8 +48,10 @@ class Rotation(Difference):
 
     first = 1
 
-    def __init__(self, model: nn.Module, subset: Subset, reference: Reference) -> None:
-        self.name = "rotation"
+    def __init__(
+        self, model: nn.Module, subset: Subset, reference: Reference, ranks: Ranks = ALONE
+    ) -> None:
+        self.name, self._ranks = "rotation", ranks
         self._model, self._subset, self._reference = model, subset, reference
         self._space = common_space(subset)
         self._far = reference.match(model, subset, free=self._space)
@@ -61,7 +65,8 @@ class Rotation(Difference):
             self._far = self._reference.match(self._model, self._subset, free=self._space)
             self._steps, self._alike = 0, None
         if self._steps < 2 or self._steps - self._solved >= EVERY:  # none is seen before the first
-            self._target = rotated(self._far, self._subset, self._space, self._alike)
+            alike = None if self._alike is None else self._ranks.total(self._alike)
+            self._target = rotated(self._far, self._subset, self._space, alike)
             self._solved = self._steps
         return direction(self._subset, self._target)
 
@@ -168,7 +173,7 @@ def rotated(
             ]
         ).sum(0)
     u, _, vt = torch.linalg.svd(alike, full_matrices=False)
-    r = u @ vt
+    r = (u @ vt).to(next(iter(theta.values())).device)
     turned = dict(reference)
     for name, at in space.items():
         part = reference[name].to(theta[name].device)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from gradmimic.direction import Subset
-from gradmimic.measure import mean_loss
 
 
 def reweight_scored(
-    losses: Tensor, weights: Tensor, subset: Subset, stand_ins: Mapping[str, Tensor]
+    losses: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    subset: Subset,
+    stand_ins: Mapping[str, Tensor],
 ) -> Tensor:
     """Return the loss whose gradient is the weighted sum's for θ_S, and the mean's for the rest.
 
@@ -22,13 +25,13 @@ def reweight_scored(
     Args:
         losses: ``[b]``, with their graph.
         weights: ``[b]``, without one.
+        mean: their plain mean, or this rank's part of it.
         subset: the scored parameters θ_S.
         stand_ins: what the model read for each of them in the pass.
 
     Returns:
         A scalar whose value is the plain mean.
     """
-    mean = mean_loss(losses)
     trained = {
         name: parameter for name, parameter in subset.parameters.items() if parameter.requires_grad
     }

@@ -28,6 +28,7 @@ from gradmimic.direction import Direction, Subset
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.errors import DataError, DirectionError, LossError, UsageError
 from gradmimic.outputs import Outputs
+from gradmimic.ranks import ALONE, Ranks
 from gradmimic.transport import SHARPNESS, Transport
 
 
@@ -38,6 +39,7 @@ class TowardOutputs(Transport):
         model: the model being trained.
         subset: its scored parameters, one linear layer.
         outputs: a module that takes what the model takes, or :class:`Outputs`.
+        ranks: whose samples share κ and t̄.
 
     Attributes:
         output: z ``[b, …, K]`` of the last pass, with its graph.
@@ -51,9 +53,15 @@ class TowardOutputs(Transport):
     name = "outputs"
     first = 1  # a pass shows whether the outputs fit
 
-    def __init__(self, model: nn.Module, subset: Subset, outputs: nn.Module | Outputs) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        subset: Subset,
+        outputs: nn.Module | Outputs,
+        ranks: Ranks = ALONE,
+    ) -> None:
         scored_linear(subset, self.name)
-        super().__init__(model, subset, outputs)
+        super().__init__(model, subset, outputs, ranks)
         self.output: Tensor | None = None
         self.tangent: Tensor | None = None
         self.norm = 0.0
@@ -96,15 +104,24 @@ class TowardOutputs(Transport):
         there = _centred(there.to(z.device).float())
         if known is not None:
             there[~known.to(z.device)] = 0.0
-        size, length = float(here.norm()), float(there.norm())
+        size, length = self._lengths(here, there)
         t = there * (SHARPNESS * size / length if size and length else 1.0) - here
         if known is not None:
             t[~known.to(z.device)] = 0.0
         rows = len(t) if known is None else int(known.sum())
-        self.norm = float(t.norm()) / max(rows, 1) ** 0.5 or 1.0
+        everywhere = float(self._ranks.total(torch.tensor(float(rows))))
+        self.norm = self._lengths(t, t[:0])[0] / max(everywhere, 1.0) ** 0.5 or 1.0
         self.tangent = t.to(z.dtype)
         self._seen, self._inputs = {}, None
         return known
+
+    def _lengths(self, a: Tensor, b: Tensor) -> tuple[float, float]:
+        """Return ‖a‖ and ‖b‖ over all ranks."""
+        if self._ranks.size == 1:
+            return float(a.norm()), float(b.norm())
+        squares = torch.stack([a.norm(), b.norm()]).double().square()
+        first, second = self._ranks.total(squares).sqrt().tolist()
+        return first, second
 
     def _keep_output(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
         self.output = output

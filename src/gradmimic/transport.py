@@ -31,7 +31,9 @@ from gradmimic.align import scored_linears
 from gradmimic.direction import Direction, Subset, direction
 from gradmimic.errors import AlignmentError, DataError, UsageError
 from gradmimic.outputs import Outputs, evaluating
+from gradmimic.ranks import ALONE, Ranks
 from gradmimic.rotation import common_space, rotated
+from gradmimic.wrapped import whole
 
 SHARPNESS = 16.0
 RIDGE = 0.1  # λ, in samples
@@ -70,6 +72,15 @@ class Ridge:
         self.a.mul_(decay).addmm_(h.T, h)
         self.b.mul_(decay).addmm_(h.T, z)
 
+    def of_all(self, ranks: Ranks) -> "Ridge":
+        """Return the statistics of all ranks together, which forget in step: their sum."""
+        if ranks.size == 1:
+            return self
+        summed = Ridge(0, 0, torch.device("cpu"))
+        summed.a, summed.b = ranks.total(self.a), ranks.total(self.b)
+        summed.n = float(ranks.total(torch.tensor(self.n, dtype=torch.float64)))
+        return summed
+
     def solve(self) -> Tensor:
         """Return W* ``[d, k]`` on the CPU."""
         a = self.a.double().cpu()
@@ -91,6 +102,7 @@ class Transport:
         outputs: a module that takes what the model takes, run beside it without gradients, or
             :class:`Outputs` to be looked up by id. Where several layers are scored, a module that
             returns a mapping from their names to embeddings.
+        ranks: whose samples count; their statistics are summed whenever W* is taken.
 
     Attributes:
         missing: the number of visits of samples that the table does not know.
@@ -113,7 +125,14 @@ class Transport:
     name = "transport"
     first = FIRST  # passes that it learns from before the first direction
 
-    def __init__(self, model: nn.Module, subset: Subset, outputs: nn.Module | Outputs) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        subset: Subset,
+        outputs: nn.Module | Outputs,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._ranks = ranks
         self._layers = scored_linears(subset, self.name)
         if len(self._layers) > 1:
             self._space: Mapping[str, int] | None = common_space(subset)
@@ -141,7 +160,7 @@ class Transport:
             self._target = self._solved()
             self._next = self._steps + max(1, int(min(EVERY, SOON * self._steps)))
         self._target = {  # moved once, not at each step
-            name: self._target[name].to(parameter)
+            name: self._target[name].to(parameter.device, parameter.dtype)
             for name, parameter in self._subset.parameters.items()
         }
         return direction(self._subset, self._target)
@@ -174,9 +193,14 @@ class Transport:
                 )
             self._add(name, self._seen[name], said[name], known)
         self._seen, self._inputs = {}, None
-        if known is None or known.any():  # of unknown samples nothing is learned
+        if self._learned_anywhere(known):  # of unknown samples nothing is learned
             self._steps += 1
         return known
+
+    def _learned_anywhere(self, known: Tensor | None) -> bool:
+        if isinstance(self._outputs, nn.Module):
+            return True  # on every rank, without asking
+        return self._ranks.anywhere(known is None or bool(known.any()))
 
     def _said(self, ids: Any | None) -> tuple[Mapping[str, Tensor], Tensor | None]:
         """Return what the reference says of the batch, by layer, and which samples it knows."""
@@ -236,7 +260,8 @@ class Transport:
 
     def _solved(self) -> dict[str, Tensor]:
         """Return κ W*, by the scored parameters' names."""
-        found = {name: fit.solve() for name, fit in self._fits.items()}  # [d, k]
+        fits = {name: fit.of_all(self._ranks) for name, fit in self._fits.items()}
+        found = {name: fit.solve() for name, fit in fits.items()}  # [d, k]
         if not all(w.isfinite().all() for w in found.values()):
             raise DataError(
                 f"the features of {type(self._model).__name__} or the reference's outputs are NaN "
@@ -252,7 +277,7 @@ class Transport:
         if self._space is not None:
             target, sharpness = rotated(target, self._subset, self._space), 1.0
         for name in self._layers:
-            fit, current = self._fits[name], self._joined(name, self._own(name))
+            fit, current = fits[name], self._joined(name, self._own(name))
             near = self._joined(name, {key: target[_key(name, key)] for key in self._own(name)})
             if self._space is None:
                 current = current - current.mean(1, keepdim=True)
@@ -266,7 +291,7 @@ class Transport:
     def _own(self, name: str) -> dict[str, Tensor]:
         """Return a layer's current parameters on the CPU."""
         return {
-            key: value.detach().float().cpu()
+            key: whole(value.detach()).float().cpu()
             for key, value in self._layers[name]._parameters.items()
             if value is not None
         }

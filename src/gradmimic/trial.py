@@ -26,6 +26,7 @@ from gradmimic.errors import (
     UselessReferenceError,
 )
 from gradmimic.outputs import Outputs
+from gradmimic.ranks import ALONE, Ranks
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.rotation import Rotation
 from gradmimic.separation import Area, separation
@@ -138,7 +139,9 @@ def preferred(areas: Sequence[Area], told: str) -> int:
     return next(i for i, area in enumerate(areas) if area.value >= best.low)
 
 
-def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given) -> Alignment:
+def pick_alignment(
+    name: str, model: nn.Module, subset: Subset, reference: Given, ranks: Ranks = ALONE
+) -> Alignment:
     """Prepare an alignment by its name.
 
     Args:
@@ -146,6 +149,7 @@ def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given
         model: the model being trained.
         subset: its scored parameters.
         reference: weights, a module, or a table of outputs.
+        ranks: whose samples it learns from.
 
     Returns:
         The alignment; for ``"auto"`` a :class:`Trial` of all that are possible, or the only one.
@@ -157,11 +161,11 @@ def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given
     if name not in ALIGNMENTS:
         raise ParameterError(f"align={name!r} is unknown; expected one of {', '.join(ALIGNMENTS)}.")
     if name == "auto":
-        return _all_possible(model, subset, reference)
+        return _all_possible(model, subset, reference, ranks)
     if name in ("transport", "outputs"):
         if isinstance(reference, Outputs | nn.Module):
             kind = Transport if name == "transport" else TowardOutputs
-            return kind(model, subset, reference)
+            return kind(model, subset, reference, ranks)
         raise AlignmentError(
             f"align={name!r} needs what the reference says of each sample, weights alone do not "
             "tell. Pass a module, or outputs by id: Outputs(ids, values), or gradmimic cache."
@@ -173,11 +177,11 @@ def pick_alignment(name: str, model: nn.Module, subset: Subset, reference: Given
         )
     weights = load_reference(reference)
     if name == "rotation":
-        return Rotation(model, subset, weights)
+        return Rotation(model, subset, weights, ranks)
     return Difference(model, subset, weights, shift=name == "shift")
 
 
-def _all_possible(model: nn.Module, subset: Subset, reference: Given) -> Alignment:
+def _all_possible(model: nn.Module, subset: Subset, reference: Given, ranks: Ranks) -> Alignment:
     """Return a trial of every alignment that fits, simplest first."""
     found: list[Alignment] = []
     problems = []
@@ -185,7 +189,7 @@ def _all_possible(model: nn.Module, subset: Subset, reference: Given) -> Alignme
         if name == "transport" and any(own.name == "outputs" for own in found):
             continue  # that is for several layers, such as those of a contrastive model
         try:
-            candidate = pick_alignment(name, model, subset, reference)
+            candidate = pick_alignment(name, model, subset, reference, ranks)
             if name in ("none", "rotation") and (v := candidate.direction()) is not None:
                 _ = v.norm  # a copy of the model has no direction
             found.append(candidate)

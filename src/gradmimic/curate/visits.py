@@ -305,7 +305,8 @@ class Visits:
             f"samples were visited more than once in an epoch, {count} times in all: "
             f"{'; '.join(f'{name} at steps {steps}' for name, steps in named.items())}. "
             "Two runs in one folder, a run that resumed from an earlier checkpoint and logs steps "
-            "again, and a sampler with replacement do this: give each run a folder of its own, or "
+            "again, a sampler with replacement, and one that pads to give every rank as many "
+            "(DistributedSampler without drop_last) do this: give each run a folder of its own, or "
             "pass only the rows that count, as a table from log.scan(filter=…)."
         )
 

@@ -12,7 +12,7 @@ import warnings
 from contextlib import ExitStack
 from functools import cache
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -33,7 +33,9 @@ REMEDIES = {
     "_cudnn_rnn": "run the forward pass under torch.backends.cudnn.flags(enabled=False)",
     "scaled_dot_product": "run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
     "_transformer_encoder_layer_fwd": "call torch.backends.mha.set_fastpath_enabled(False)",
-    "custom autograd.Function": "give that function a jvp",
+    "custom autograd.Function": "give that function a jvp (one of torch.compile's gets none: keep "
+    "scored layers and what lies above them out of the compiled part; one of DDP's needs none "
+    "where GradMimic is built from the DDP module)",
 }
 """Part of an operation's name: what makes it differentiable in forward mode."""
 
@@ -95,7 +97,10 @@ class ForwardEngine:
     def _stand_in(self) -> None:
         """Let the model read dual numbers, or a linear head make its output dual."""
         modules, parameters = self._subset.modules, self._subset.parameters
-        linear_head = self._subset.is_head and type(modules[0]) is nn.Linear
+        linear_head = self._subset.is_head and type(modules[0]).forward is nn.Linear.forward
+        if self._subset.sharded:
+            self._differentiate_sharded(linear_head)
+            return
         self.stand_ins = {
             name: parameter.view_as(parameter)
             if linear_head
@@ -109,6 +114,23 @@ class ForwardEngine:
             self._restore.callback(hook.remove)
         if not self._subset.is_head:  # above the head there is only the loss, and no attention
             self._restore.enter_context(DifferentiableAttention())
+
+    def _differentiate_sharded(self, linear_head: bool) -> None:
+        """Leave parameters that FSDP2 manages in place, and make the head's output dual."""
+        (module, *_) = self._subset.modules
+        if not linear_head:
+            raise UnsupportedOperationError(
+                f"FSDP2 shards the scored parameters of {type(module).__name__}, and the model "
+                "cannot read dual numbers in their place. Score a linear head (params='head'), or "
+                "leave the scored layers out of fully_shard."
+            )
+
+        def whole_output(*call: Any) -> Tensor:
+            # a view would not do: FSDP2 warns of those
+            return self._differentiate_linear(*call).clone()
+
+        hook = module.register_forward_hook(whole_output, with_kwargs=True)
+        self._restore.callback(hook.remove)
 
     def __exit__(
         self,
@@ -157,7 +179,9 @@ class ForwardEngine:
         v = {use.attribute: self._direction.tensors[use.name] for use in self._subset.uses}
         (hidden,) = (*inputs, *named.values())  # [b, …, width]
         with torch.no_grad():
-            tangent = F.linear(fwAD.unpack_dual(hidden).primal, v["weight"], v.get("bias"))
+            # FSDP2 may compute in another dtype than the parameters'
+            parts = {key: part.to(hidden.dtype) for key, part in v.items()}
+            tangent = F.linear(fwAD.unpack_dual(hidden).primal, parts["weight"], parts.get("bias"))
         plain, below = fwAD.unpack_dual(output)
         if below is not None:  # the head was fed what came of its own output: W dh comes on top
             tangent = tangent + below
