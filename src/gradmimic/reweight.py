@@ -25,6 +25,7 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
 from gradmimic.engines import Engine, pick_engine
+from gradmimic.engines.ghost import Backward
 from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.log import ScoreLog
@@ -77,6 +78,10 @@ class GradMimic:
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
             scored ones alone do, the rest follow the plain mean.
         warmup: the number of first steps that score and log but train on the plain mean.
+        backward: with engine ``"ghost"``, ``"once"`` forms each weight gradient once, after the
+            weights are known, and keeps the gradients of the layers' outputs until then;
+            ``"twice"`` makes a second backward pass instead; ``"auto"`` decides by the memory that
+            is free.
 
     Attributes:
         aligned: the alignment in use; ``"auto"`` until one is chosen.
@@ -117,7 +122,12 @@ class GradMimic:
         log: ScoreLog | None = None,
         reweight: Literal["all", "scored"] = "all",
         warmup: int = 0,
+        backward: Backward = "auto",
     ) -> None:
+        if backward not in ("auto", "once", "twice"):
+            raise ParameterError(
+                f"backward={backward!r} is unknown; expected 'auto', 'once' or 'twice'."
+            )
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
         if isinstance(reference, str | PathLike):
@@ -128,7 +138,8 @@ class GradMimic:
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
         self._model, self._reference, self._align = model, reference, align
-        self._engine, self._log = pick_engine(engine), log
+        self._engine = pick_engine(engine, backward if reweight == "all" else "twice")
+        self._log = log
         self._weighting = Weighting(weighting, temperature)
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
@@ -238,7 +249,11 @@ class GradMimic:
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             on_trial = isinstance(self._alignment, Trial)
             known = self._observe(ids)
-            scores = projection(current.derivative(scored), v.norm)
+            if canaries is None:
+                derivative = current.derivative(losses)
+            else:
+                derivative = current.derivative_beside(losses, canaries.losses, canaries.rows)
+            scores = projection(derivative, v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
             weights = self._weighting(scores[: len(losses)], self.step, known)
@@ -264,7 +279,7 @@ class GradMimic:
             if not training:
                 return mean_loss(losses)
             if self._reweight == "all":
-                return (weights * losses).sum()
+                return current.weighted(losses, weights)
             return reweight_scored(losses, weights, self._subset, current.stand_ins)
         finally:
             current.close()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gradmimic.align import scored_linear
 from gradmimic.direction import Subset
+from gradmimic.engines.base import Pass
 from gradmimic.errors import DataError, DirectionError, LossError, UsageError
 from gradmimic.outputs import Outputs
 from gradmimic.transport import SHARPNESS, Transport
@@ -108,7 +109,7 @@ class TowardOutputs(Transport):
         self.output = output
 
 
-class OutputPass:
+class OutputPass(Pass):
     """The pass of one batch whose losses are differentiated along t.
 
     Args:
