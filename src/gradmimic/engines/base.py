@@ -23,7 +23,9 @@ class Pass:
             canaries: ``[c]``, likewise.
             rows: ``[c]``, the sample of the batch that each canary was made from.
         """
-        return self.derivative(torch.cat([losses, canaries]))
+        with torch.enable_grad():
+            both = torch.cat([losses, canaries])
+        return self.derivative(both)
 
     def weighted(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Return Σ_i w_i ℓ_i, a scalar to call ``backward`` on; after ``derivative``."""

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.base import Pass
 from gradmimic.engines.graph import Walk, walk
-from gradmimic.engines.layout import Layout, by_sample, layouts, per_sample
+from gradmimic.engines.layout import Layout, inner, layouts, per_sample
 from gradmimic.engines.one_backward import Kept, has_room, one_backward
 from gradmimic.engines.operations import Call, Read
 from gradmimic.engines.recorder import Recorder
@@ -301,7 +301,7 @@ class GhostEngine(Pass):
         if tangent is None and place is None and self._keep:
             tangent = _noise(gradient, index)  # to find the samples of what is not scored
         if tangent is not None:
-            self._add(index, k, gradient * tangent, place)
+            self._add(index, k, gradient, tangent, place)
 
     def _meet_norm(
         self, call: Call, index: int, place: Layout, gradient: Tensor, kept: Kept | None
@@ -310,7 +310,8 @@ class GhostEngine(Pass):
         total: Tensor | None = None
         normal = call.normalized()
         for read in call.reads:
-            x = gradient * normal if call.role(read) == "weight" else gradient
+            # the weight comes first, and the normalized input is needed no more
+            x = normal.mul_(gradient) if call.role(read) == "weight" else gradient
             if call.along == 1:
                 x = x.movedim(1, -1)
             rows = per_sample(x, place, self._b, read.tensor.ndim)  # [b, *shape]
@@ -323,13 +324,15 @@ class GhostEngine(Pass):
             self._sums[index, 0] = self._sums.get((index, 0), {})
             self._sums[index, 0][place] = total / self._scale
 
-    def _add(self, index: int, k: int, product: Tensor, place: Layout | None) -> None:
+    def _add(
+        self, index: int, k: int, gradient: Tensor, tangent: Tensor, place: Layout | None
+    ) -> None:
         recorder = self._recorder
         assert recorder is not None  # noqa: S101
         places = [place] if place else layouts(recorder.calls[index].shapes[k], self._b)
         sums = self._sums.setdefault((index, k), {})
         for own in places:
-            sums[own] = by_sample(product, own, self._b) / self._scale
+            sums[own] = inner(gradient, tangent, own, self._b) / self._scale
 
     def _choose(
         self, losses: Tensor, graph: Walk, fits: list[list[list[Layout]]]
