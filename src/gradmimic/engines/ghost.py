@@ -15,7 +15,7 @@ Learners", arXiv 2110.05679, who take the norms of per-sample gradients in this 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -142,14 +142,11 @@ class GhostEngine(Pass):
             with_kwargs=True,
         )
         self._restore.callback(hook.remove)
-        for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm) and (
-                module.training or not module.track_running_stats
-            ):
-                watch = module.register_forward_hook(
-                    lambda _module, _args, out, name=name: self._normed.append((name, out.grad_fn))
-                )
-                self._restore.callback(watch.remove)
+        for name, module in over_the_batch(model):
+            watch = module.register_forward_hook(
+                lambda _module, _args, out, name=name: self._normed.append((name, out.grad_fn))
+            )
+            self._restore.callback(watch.remove)
 
     def __exit__(
         self,
@@ -440,6 +437,13 @@ def _noise(like: Tensor, seed: int) -> Tensor:
     """Return numbers that stand for a derivative where there is none."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator).to(like)
+
+
+def over_the_batch(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that normalize by statistics of the batch, as they are now, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            yield name, module
 
 
 def _know(subset: Subset) -> Known:
