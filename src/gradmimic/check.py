@@ -300,6 +300,7 @@ def _scored(
             derivative = single_pass.derivative(values)
         else:
             derivative = single_pass.derivative_beside(values, drawn.losses, drawn.rows)
+        single_pass.close()
     return projection(derivative, v.norm).cpu(), values.detach(), drawn
 
 

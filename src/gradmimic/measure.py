@@ -74,14 +74,20 @@ def mimic_scores(
                 values = check_losses(losses(model, batch))
             return _cosines(values, backward.stand_ins, v)
         try:
-            with pick_engine(engine)(subset, v) as single_pass:
-                values = check_losses(losses(model, batch))
+            derivative = along(subset, v)
         except UnsupportedOperationError:
             if engine != "auto":
                 raise
-            with pick_engine(engine)(subset, v) as single_pass:  # another one, by now
-                values = check_losses(losses(model, batch))
-        return projection(single_pass.derivative(values), v.norm)
+            derivative = along(subset, v)  # by another engine
+        return projection(derivative, v.norm)
+
+    def along(subset: Subset, v: Direction) -> Tensor:
+        with pick_engine(engine)(subset, v) as single_pass:
+            values = check_losses(losses(model, batch))
+        try:
+            return single_pass.derivative(values)
+        finally:
+            single_pass.close()
 
     with torch.no_grad(), buffers_kept(model):  # engines that need gradients turn them on
         if params != "head":

@@ -52,12 +52,13 @@ class Engine(Protocol):
         """Drop what the pass holds; safe to call at any time."""
 
 
-def pick_engine(name: str, backward: Backward = "twice") -> Callable[[Subset, Direction], Engine]:
+def pick_engine(name: str, backward: Backward = "never") -> Callable[[Subset, Direction], Engine]:
     """Return the engine of this name.
 
     Args:
         name: ``"forward"``, ``"ghost"``, ``"oracle"``, or ``"auto"``, which picks one.
-        backward: whether ``ghost`` keeps what it takes to step without a second backward pass.
+        backward: whether ``ghost`` keeps what it takes to step with or without a second backward
+            pass; by default it keeps nothing, as for scores alone.
 
     Returns:
         What makes the engine of one pass.

@@ -36,7 +36,7 @@ from gradmimic.engines.operations import Call, Read
 from gradmimic.engines.recorder import Recorder
 from gradmimic.errors import GradMimicError, LossError, UnsupportedOperationError, UsageError
 
-Backward = Literal["auto", "once", "twice"]
+Backward = Literal["auto", "once", "twice", "never"]
 HALF_SCALE = 2.0**12
 """What losses are multiplied with while their gradients are half precision, as a scaler would."""
 
@@ -65,7 +65,8 @@ class GhostEngine(Pass):
         direction: v, over the same names.
         backward: ``"once"`` keeps the output gradients, so that :meth:`weighted` needs no second
             backward pass; ``"twice"`` keeps none; ``"auto"`` keeps them where memory allows and
-            most of what trains is scored.
+            most of what trains is scored; ``"never"`` lets even the graph go, where scores are all
+            that is wanted.
 
     Example:
         >>> from gradmimic.direction import choose, direction
@@ -81,7 +82,8 @@ class GhostEngine(Pass):
     def __init__(self, subset: Subset, direction: Direction, backward: Backward = "twice") -> None:
         self._subset, self._direction = subset, direction
         self._training = self._trained(backward)
-        self._may_always = backward == "once"
+        self._backward_is = backward
+        self._last = False  # whether nothing needs the graph any more
         self._kept: Kept | None = None
         self._keep = False
         self._losses: Tensor | None = None
@@ -98,7 +100,7 @@ class GhostEngine(Pass):
     def _trained(self, backward: Backward) -> dict[str, nn.Parameter]:
         """Return all that trains, where the step may be formed in one backward pass."""
         model, scored = self._subset.model, self._subset.parameters
-        if model is None or backward == "twice":
+        if model is None or backward in ("twice", "never"):
             return {}
         names = {id(p): name for name, p in scored.items()}
         trained = {
@@ -229,6 +231,7 @@ class GhostEngine(Pass):
             if self._chosen is None:
                 self._chosen = self._choose(own, graph, fits)
             else:
+                self._last = self._backward_is == "never" and own is parts[-1][0]
                 self._backward(own, torch.ones_like(own), graph)
             if own is losses:
                 kept, self._losses = self._kept, losses
@@ -242,7 +245,7 @@ class GhostEngine(Pass):
         recorder = self._recorder
         assert recorder is not None  # noqa: S101
         self._keep = bool(self._training) and recorder.once
-        if self._keep and (self._may_always or has_room(recorder.calls)):
+        if self._keep and (self._backward_is == "once" or has_room(recorder.calls)):
             graph = walk(losses, recorder.calls)
             if not any(leaf.requires_grad for leaf in graph.leaves):
                 return graph
@@ -256,7 +259,11 @@ class GhostEngine(Pass):
             return
         try:
             torch.autograd.grad(
-                losses, graph.lowest, seeds * self._scale, retain_graph=True, allow_unused=True
+                losses,
+                graph.lowest,
+                seeds * self._scale,
+                retain_graph=not self._last,
+                allow_unused=True,
             )
         except torch.utils.checkpoint.CheckpointError as error:
             raise UnsupportedOperationError(
@@ -281,6 +288,8 @@ class GhostEngine(Pass):
                 if call.views[k] is not None:
                     gradient = gradient.contiguous().as_strided(*call.views[k])
                 self._meet(call, index, k, gradient, kept)
+            if self._last and len(call.shapes) == 1:
+                call.let_go()
         except GradMimicError as error:  # raised from a hook, it would be torch's
             self._failed = error
 

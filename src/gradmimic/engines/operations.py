@@ -234,6 +234,10 @@ class Call:
             args, named = replaced(self.args, self.named, tensors)
             return [out for out in flat(self.function(*args, **named)) if _flows(out)]
 
+    def let_go(self) -> None:
+        """Drop the data, once the derivative has been taken."""
+        self.args, self.named, self.versions, self.ready = (), {}, [], None
+
     def _bound(self, spec: Linear) -> dict[str, Any]:
         return {**dict(zip(spec.names, self.args, strict=False)), **self.named}
 
