@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.base import Pass
 from gradmimic.engines.forward import ForwardEngine
-from gradmimic.engines.ghost import Backward, GhostEngine, over_the_batch
+from gradmimic.engines.ghost import Backward, GhostEngine
 from gradmimic.engines.graph import walk
+from gradmimic.engines.samples import over_the_batch
 from gradmimic.engines.transposed import TransposedEngine
 from gradmimic.errors import GradMimicError, LossError, UnsupportedOperationError
 

@@ -15,22 +15,20 @@ Learners", arXiv 2110.05679, who take the norms of per-sample gradients in this 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradmimic.direction import Direction, Subset
+from gradmimic.engines import samples
 from gradmimic.engines.base import Pass
 from gradmimic.engines.graph import Walk, walk
-from gradmimic.engines.layout import Layout, inner, layouts, per_sample
+from gradmimic.engines.layout import Layout, inner, per_sample
 from gradmimic.engines.one_backward import Kept, has_room, one_backward
 from gradmimic.engines.operations import Call, Read
 from gradmimic.engines.recorder import Recorder
@@ -39,22 +37,6 @@ from gradmimic.errors import GradMimicError, LossError, UnsupportedOperationErro
 Backward = Literal["auto", "once", "twice", "never"]
 HALF_SCALE = 2.0**12
 """What losses are multiplied with while their gradients are half precision, as a scaler would."""
-
-
-@dataclass
-class Known:
-    """What earlier passes of a model have shown.
-
-    Args:
-        uses: how often the model holds each parameter, by its id.
-        layouts: where the samples are in the outputs of every call, by the kind of graph.
-    """
-
-    uses: Counter[int]
-    layouts: dict[tuple[int, int], list[list[Layout]]] = field(default_factory=dict)
-
-
-_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
 
 
 class GhostEngine(Pass):
@@ -88,11 +70,14 @@ class GhostEngine(Pass):
         self._keep = False
         self._losses: Tensor | None = None
         self._restore = ExitStack()
-        self._known = _know(subset)
         self._recorder: Recorder | None = None
         self._normed: list[tuple[str, Any]] = []  # batch norms over the batch, their nodes
-        self._sums: dict[tuple[int, int], dict[Layout, Tensor]] = {}
-        self._chosen: list[list[Layout]] | None = None
+        self._sums: list[Tensor] = []  # of each call, the derivatives that go by way of it
+        self._unplaced: samples.Sums = {}  # likewise, while it is not known where the samples are
+        self._probes: samples.Sums = {}
+        self._fits: list[list[list[Layout]]] = []
+        self._chosen: samples.Layouts | None = None
+        self._only_probing = False
         self._b, self._scale = 0, 1.0
         self._failed: GradMimicError | None = None
         self.stand_ins: dict[str, Tensor] = {}
@@ -113,11 +98,11 @@ class GhostEngine(Pass):
     def __enter__(self) -> "GhostEngine":
         self._restore.enter_context(torch.enable_grad())
         chosen = Counter(use.name for use in self._subset.uses)
-        swapped = {}
+        uses, swapped = samples.count_uses(self._subset.model), {}
         for name, parameter in self._subset.parameters.items():
             if not parameter.requires_grad:
                 swapped[name] = parameter.detach().requires_grad_()
-            elif self._known.uses[id(parameter)] > chosen[name]:  # tied, and not scored everywhere
+            elif uses[id(parameter)] > chosen[name]:  # tied, and not scored everywhere
                 swapped[name] = parameter.view_as(parameter)
         self.stand_ins = {**self._subset.parameters, **swapped}
         if swapped:
@@ -144,7 +129,7 @@ class GhostEngine(Pass):
             with_kwargs=True,
         )
         self._restore.callback(hook.remove)
-        for name, module in over_the_batch(model):
+        for name, module in samples.over_the_batch(model):
             watch = module.register_forward_hook(
                 lambda _module, _args, out, name=name: self._normed.append((name, out.grad_fn))
             )
@@ -218,26 +203,25 @@ class GhostEngine(Pass):
         if b == 0:
             return [own.detach().clone() for own, _ in parts]
         self._b = b
-        half = any(edge_dtype(call) == torch.float16 for call in recorder.calls)
+        half = any(torch.float16 in call.dtypes for call in recorder.calls)
         self._scale = HALF_SCALE if half else 1.0
         graph = self._walk([own for own, _ in parts])
         self._check(graph)
-        known = self._known.layouts.get((graph.kind, min(b, 2)))
-        fits = [[layouts(shape, b) for shape in call.shapes] for call in recorder.calls]
-        self._chosen = known if known is not None and _fitting(known, fits) else None
-        found, kept = [], None
+        self._fits = samples.possible(recorder.calls, b)
+        self._chosen = samples.recall(self._subset.model, graph.kind, self._fits, b)
+        found = []
+        kept = Kept(self._training, self._scale) if self._keep else None
         for own, rows in parts:
-            self._kept = Kept(self._training, self._scale) if own is losses and self._keep else None
+            first, final = own is losses, own is parts[-1][0]
+            self._kept = kept if first else None
+            self._last = self._backward_is == "never" and final and self._chosen is not None
             if self._chosen is None:
-                self._chosen = self._choose(own, graph, fits)
+                self._look(own, graph)
             else:
-                self._last = self._backward_is == "never" and own is parts[-1][0]
                 self._backward(own, torch.ones_like(own), graph)
-            if own is losses:
-                kept, self._losses = self._kept, losses
             total = self._total(losses)
             found.append(total if rows is None else total[rows])
-        self._kept = kept
+        self._kept, self._losses = kept, losses
         return found
 
     def _walk(self, losses: list[Tensor]) -> Walk:
@@ -254,7 +238,7 @@ class GhostEngine(Pass):
 
     def _backward(self, losses: Tensor, seeds: Tensor, graph: Walk) -> None:
         """Let every output gradient arrive; the gradients of weights are not on the way."""
-        self._sums, self._failed = {}, None
+        self._sums, self._unplaced, self._probes, self._failed = [], {}, {}, None
         if not graph.lowest:
             return
         try:
@@ -287,7 +271,11 @@ class GhostEngine(Pass):
                 gradient = gradient.detach()
                 if call.views[k] is not None:
                     gradient = gradient.contiguous().as_strided(*call.views[k])
-                self._meet(call, index, k, gradient, kept)
+                if self._chosen is None:
+                    places = self._fits[index][k]
+                    self._probes[index, k] = samples.probed(gradient, index, places, self._b)
+                if not self._only_probing:
+                    self._meet(call, index, k, gradient, kept)
             if self._last and len(call.shapes) == 1:
                 call.let_go()
         except GradMimicError as error:  # raised from a hook, it would be torch's
@@ -296,7 +284,7 @@ class GhostEngine(Pass):
     def _meet(self, call: Call, index: int, k: int, gradient: Tensor, kept: Kept | None) -> None:
         place = self._chosen[index][k] if self._chosen is not None else None
         if place is not None and call.scales_only and (place != "columns" or call.along == -1):
-            self._meet_norm(call, index, place, gradient, kept)
+            self._meet_norm(call, place, gradient, kept)
             return
         if call.is_linear and kept is not None and call.is_scored:
             tangent = kept.applied(call, gradient)
@@ -304,16 +292,15 @@ class GhostEngine(Pass):
             if kept is not None:
                 kept.calls.append((call, k, gradient, None))
             tangent = call.tangents()[k] if call.is_scored else None
-        if tangent is None and place is None and self._keep:
-            tangent = _noise(gradient, index)  # to find the samples of what is not scored
-        if tangent is not None:
-            self._add(index, k, gradient, tangent, place)
+        if tangent is not None and place is not None:
+            self._sums.append(inner(gradient, tangent, place, self._b))
+        elif tangent is not None:
+            self._unplaced[index, k] = {
+                own: inner(gradient, tangent, own, self._b) for own in self._fits[index][k]
+            }
 
-    def _meet_norm(
-        self, call: Call, index: int, place: Layout, gradient: Tensor, kept: Kept | None
-    ) -> None:
+    def _meet_norm(self, call: Call, place: Layout, gradient: Tensor, kept: Kept | None) -> None:
         """Form a norm's gradients per sample: its few parameters have fewer numbers than b."""
-        total: Tensor | None = None
         normal = call.normalized()
         for read in call.reads:
             # the weight comes first, and the normalized input is needed no more
@@ -324,69 +311,35 @@ class GhostEngine(Pass):
             if kept is not None:
                 kept.sums.append((read, rows))
             if read.tangent is not None:
-                own = rows.flatten(1) @ read.tangent.flatten().to(rows.dtype)
-                total = own if total is None else total + own
-        if total is not None:
-            self._sums[index, 0] = self._sums.get((index, 0), {})
-            self._sums[index, 0][place] = total / self._scale
+                self._sums.append(rows.flatten(1) @ read.tangent.flatten().to(rows.dtype))
 
-    def _add(
-        self, index: int, k: int, gradient: Tensor, tangent: Tensor, place: Layout | None
-    ) -> None:
-        recorder = self._recorder
-        assert recorder is not None  # noqa: S101
-        places = [place] if place else layouts(recorder.calls[index].shapes[k], self._b)
-        sums = self._sums.setdefault((index, k), {})
-        for own in places:
-            sums[own] = inner(gradient, tangent, own, self._b) / self._scale
-
-    def _choose(
-        self, losses: Tensor, graph: Walk, fits: list[list[list[Layout]]]
-    ) -> list[list[Layout]]:
-        """Find where the samples are in each output, or that they interact."""
-        calls = self._recorder.calls if self._recorder is not None else []
-        for call, own in zip(calls, fits, strict=True):
-            if (call.is_scored or self._keep) and not all(own):
-                raise _no_batch(call, own, self._b)
-        kept, self._kept = self._kept, None
-        signs = _signs(self._b).to(losses)
-        signed: dict[tuple[int, int], dict[Layout, Tensor]] = {}
-        if self._b > 1:
-            self._backward(losses, signs, graph)
-            signed = self._sums
-        self._kept = kept
+    def _look(self, losses: Tensor, graph: Walk) -> None:
+        """Take the derivatives, and find where the samples are, or that they interact."""
+        calls, b = self._calls, self._b
+        own = [(c, f) for c, f in zip(calls, self._fits, strict=True) if c.is_scored or self._keep]
+        samples.refuse_without_samples([c for c, _ in own], [f for _, f in own], b)
+        signed: samples.Sums = {}
+        if b > 1:
+            self._only_probing = True
+            self._backward(losses, samples.signs(b).to(losses), graph)
+            self._only_probing, signed = False, self._probes
         self._backward(losses, torch.ones_like(losses), graph)
-        wide = torch.promote_types(losses.dtype, torch.float32)
-        tolerance = {torch.float64: 1e-7, torch.float32: 1e-3}[wide]
-        largest = max(
-            (float(s.abs().max()) for own in self._sums.values() for s in own.values()), default=0.0
-        )
-        chosen = [[own[0] if own else "rows" for own in outs] for outs in fits]
-        sure = self._b > 1
-        for (index, k), sums in self._sums.items():
-            other = signed.get((index, k), {})
-            left = [
-                place for place, own in sums.items()
-                if self._b == 1 or _agree(own * signs.to(own), other[place], tolerance, largest)
-            ]  # fmt: skip
-            if not left:
-                raise _interacting(calls[index])
-            sure &= len(left) == 1
-            chosen[index][k] = left[0]
-            self._sums[index, k] = {left[0]: sums[left[0]]}
-        if sure or self._b == 1:
-            self._known.layouts[graph.kind, min(self._b, 2)] = chosen
-        return chosen
+        chosen, certain = samples.tell(calls, self._fits, self._probes, signed, b)
+        if certain:
+            samples.keep(self._subset.model, graph.kind, chosen, b)
+        self._chosen = chosen
+        self._sums = [sums[chosen[index][k]] for (index, k), sums in self._unplaced.items()]
+
+    @property
+    def _calls(self) -> list[Call]:
+        return self._recorder.calls if self._recorder is not None else []
 
     def _total(self, losses: Tensor) -> Tensor:
         wide = torch.promote_types(losses.dtype, torch.float32)
-        calls = self._recorder.calls if self._recorder is not None else []
         total = torch.zeros(self._b, dtype=wide, device=losses.device)
-        for (index, _), sums in self._sums.items():
-            if calls[index].is_scored:
-                (own,) = sums.values()
-                total += own.to(total)
-        return total
+        for own in self._sums:
+            total += own.to(total)
+        return total / self._scale
 
     def _check(self, graph: Walk) -> None:
         """Refuse what would give wrong scores."""
@@ -434,69 +387,4 @@ class GhostEngine(Pass):
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = None
-        self._normed, self._sums, self.stand_ins = [], {}, {}
-
-
-def edge_dtype(call: Call) -> torch.dtype | None:
-    """Return the dtype of a call's outputs' gradients."""
-    return call.dtypes[0] if call.dtypes else None
-
-
-def _noise(like: Tensor, seed: int) -> Tensor:
-    """Return numbers that stand for a derivative where there is none."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator).to(like)
-
-
-def over_the_batch(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that normalize by statistics of the batch, as they are now, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            yield name, module
-
-
-def _know(subset: Subset) -> Known:
-    model = subset.model
-    known = _known.get(model) if model is not None else None
-    if known is None:
-        uses: Counter[int] = Counter()
-        for module in model.modules() if model is not None else ():
-            uses.update(id(p) for p in module._parameters.values() if p is not None)
-        known = Known(uses)
-        if model is not None:
-            _known[model] = known
-    return known
-
-
-def _fitting(chosen: list[list[Layout]], fits: list[list[list[Layout]]]) -> bool:
-    """Tell whether layouts of an earlier pass fit the shapes of this one."""
-    return len(chosen) == len(fits) and all(
-        len(own) == len(outs)
-        and all(place in fit for place, fit in zip(own, outs, strict=True) if fit)
-        for own, outs in zip(chosen, fits, strict=True)
-    )
-
-
-def _signs(b: int) -> Tensor:
-    """Return ``[b]`` signs without a period: the Thue–Morse sequence."""
-    return torch.tensor([1.0 - 2.0 * (i.bit_count() % 2) for i in range(b)])
-
-
-def _agree(expected: Tensor, found: Tensor, tolerance: float, largest: float) -> bool:
-    limit = tolerance * float(expected.abs().max()) + tolerance * 1e-3 * largest
-    return float((expected - found).abs().max()) <= limit
-
-
-def _no_batch(call: Call, fits: list[list[Layout]], b: int) -> UnsupportedOperationError:
-    shape = next((s for s, fit in zip(call.shapes, fits, strict=True) if not fit), call.shapes[0])
-    return UnsupportedOperationError(
-        f"{call.name} gives {list(shape)}, in which engine='ghost' finds no axis of the {b} "
-        "samples. Score other parameters with params=, or use engine='forward'."
-    )
-
-
-def _interacting(call: Call) -> UnsupportedOperationError:
-    return UnsupportedOperationError(
-        f"Samples interact above {call.name}: a loss depends on other samples' rows of its output, "
-        "as with contrastive losses and statistics over the batch. Use engine='forward'."
-    )
+        self._normed, self._sums, self._unplaced, self._probes, self.stand_ins = [], [], {}, {}, {}
