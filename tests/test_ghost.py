@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradmimic import GradMimic, mimic_scores
 from gradmimic.canaries import Canaries, CanaryLosses
+from gradmimic.engines.ghost import GhostEngine
 from gradmimic.errors import LossError, ParameterError, UnsupportedOperationError, UsageError
 
 WIDTH = 4
@@ -619,6 +620,54 @@ def test_another_loss_of_the_same_model_is_looked_at_again():
         mimic_scores(
             model, reference, batch, zoo.losses_of("contrastive"), params="all", engine="ghost"
         )
+
+
+def test_a_pass_without_gradients_shows_nothing_of_the_samples():
+    model, reference = zoo.build("mlp", 4)
+    batch, count = zoo.draw("mlp", 6), torch.zeros(())
+
+    def losses(m, rows):
+        return zoo.losses_of("contrastive")(m, rows) * count
+
+    assert (mimic_scores(model, reference, batch, losses, params="all", engine="ghost") == 0).all()
+    count += 1
+    with pytest.raises(UnsupportedOperationError, match="Samples interact"):
+        mimic_scores(model, reference, batch, losses, params="all", engine="ghost")
+
+
+@pytest.mark.parametrize("together", ["one view after the other", "sample after sample"])
+def test_two_views_of_each_sample_in_one_batch(together):
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, WIDTH)).double()
+    apart = together == "one view after the other"
+    batch = numbers(3)(12), torch.randint(WIDTH, (6,))
+
+    def losses(m, rows):
+        z = m(rows[0])
+        z = z.unflatten(0, (2, 6)).mean(0) if apart else z.unflatten(0, (6, 2)).mean(1)
+        return F.cross_entropy(z, rows[1], reduction="none")
+
+    reference = zoo.nearby(model)
+    assert_scores(model, reference, batch, losses, params="all")
+    found = {}
+    for backward in ("once", "twice"):
+        model.zero_grad()
+        mimic = GradMimic(model, reference, params="all", engine="ghost", backward=backward)
+        with mimic:
+            values = losses(model, batch)
+        mimic.weigh(values).backward()
+        found[backward] = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(found["once"], found["twice"], rtol=1e-9, atol=1e-9)
+
+
+def test_one_look_is_enough_for_all_passes_of_a_kind(monkeypatch):
+    looks = []
+    model, reference, _ = around("attention", 4)
+    look = GhostEngine._look
+    monkeypatch.setattr(GhostEngine, "_look", lambda *args: (looks.append(1), look(*args))[1])
+    for b in (5, 4, 7, 5):  # with five, samples and positions are equally many
+        batch = LAYERS["attention"][1](b), torch.randint(WIDTH, (b,))
+        assert_scores(model, reference, batch, params="all")
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize("params", ["all", "0.*", "1.*"])

@@ -7,9 +7,9 @@ weight, and the derivative F(a; v), being linear in v, carries them back to the 
 backward pass would compute b anew. The price is the memory of b.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,7 +196,7 @@ def _free(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return float("inf")
+    table = Path("/proc/meminfo")
+    lines = table.read_text().splitlines() if device.type == "cpu" and table.exists() else []
+    free = (float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return next(free, float("inf"))

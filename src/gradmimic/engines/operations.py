@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from gradmimic.engines.attention import DifferentiableAttention
 from gradmimic.engines.forward import ForwardEngine, load_formulas, remedy_for
+from gradmimic.engines.random_state import RandomState
 from gradmimic.errors import UnsupportedOperationError
 
 Function = Callable[..., Any]
@@ -114,7 +115,7 @@ class Call:
         args: its arguments.
         named: its keyword arguments.
         reads: the parameters among them.
-        shapes: of its outputs that gradients flow through.
+        shapes: of its outputs that gradients flow through; likewise dtypes, edges and views.
         sources: nodes of the autograd graph that the data came from.
         autocast: the device type and the dtype of an autocast region, where there is one.
         random: the state of the random numbers before it ran, where it may draw some.
@@ -127,7 +128,7 @@ class Call:
     reads: list[Read]
     sources: tuple[Any, ...]
     autocast: tuple[str, torch.dtype] | None
-    random: "RandomState | None" = None
+    random: RandomState | None = None
     ready: list[Tensor | None] | None = None
     shapes: list[torch.Size] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
@@ -259,25 +260,6 @@ class Call:
                 stack.enter_context(torch.autocast(device, dtype))
             if self.random is not None:
                 stack.enter_context(self.random.replayed())
-            yield
-
-
-class RandomState:
-    """The random numbers' state at one moment, on the CPU and on one GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._cpu = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state(device) if self._device else None
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw the same numbers again, and leave no trace of it."""
-        devices = [self._device] if self._device else []
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(self._cpu)
-            if self._gpu is not None and self._device is not None:
-                torch.cuda.set_rng_state(self._gpu, self._device)
             yield
 
 

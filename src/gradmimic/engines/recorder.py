@@ -20,12 +20,12 @@ from gradmimic.engines.operations import (
     NORMS,
     SUMS,
     Call,
-    RandomState,
     Read,
     dual,
     flat,
     function_name,
 )
+from gradmimic.engines.random_state import RandomState
 from gradmimic.errors import UnsupportedOperationError
 
 _RANDOM = ("dropout", "lstm", "gru", "rnn", "attention", "rrelu", "gumbel", "bernoulli")
