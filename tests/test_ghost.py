@@ -334,7 +334,7 @@ def test_parameters_that_the_model_itself_uses(b, params):
     assert_scores(model, zoo.nearby(model), batch, params=params)
 
 
-@pytest.mark.parametrize("b", [1, 2, 3, 4])
+@pytest.mark.parametrize("b", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("params", ["all", "wpe.*", "lm_head.*", "wte.*"])
 def test_decoders_whose_head_is_the_embedding(b, params):
     model = Decoder().double()  # 6 positions: a multiple of b or not
@@ -494,6 +494,40 @@ def test_autocast_gives_nearly_the_same(kind):
         found[backward] = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert found["once"].dtype == torch.float32
     assert (found["once"] - found["twice"]).norm() < 0.02 * found["twice"].norm()
+
+
+@pytest.mark.parametrize("make", [Vision, Decoder])
+def test_autocast_of_whole_models(make):
+    model = make().double()
+    reference = zoo.nearby(model, 0.1)
+    batch = torch.randint(7, (6, 7)) if make is Decoder else None
+    batch = (torch.randn(6, 3, 4, 4), torch.randint(WIDTH, (6,))) if batch is None else batch
+    losses = next_word if make is Decoder else losses_of
+    wide = batch if make is Decoder else (batch[0].double(), batch[1])
+    expected = mimic_scores(model, reference, wide, losses, params="all", engine="oracle")
+    model, reference, found = model.float(), reference.float(), {}
+    for backward in ("once", "twice"):
+        model.zero_grad()
+        mimic = GradMimic(model, reference, params="all", engine="ghost", backward=backward)
+        with mimic, torch.autocast("cpu", torch.bfloat16):
+            values = losses(model, batch)
+        loss = mimic.weigh(values.float())
+        assert ("OneBackward" in loss.grad_fn.name()) == (backward == "once")
+        loss.backward()
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(mimic.scores.double(), expected, rtol=0, atol=0.1 * scale)
+        found[backward] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (found["once"] - found["twice"]).norm() < 0.02 * found["twice"].norm()
+
+
+def test_sparse_gradients_stay_sparse():
+    model = nn.Sequential(nn.EmbeddingBag(7, 3, sparse=True, mode="sum"), nn.Linear(3, WIDTH))
+    batch = torch.randint(7, (5, 4)), torch.randint(WIDTH, (5,))
+    mimic = GradMimic(model, zoo.nearby(model), params="all", engine="ghost", backward="once")
+    with mimic:
+        losses = losses_of(model, batch)
+    mimic.weigh(losses).backward()
+    assert model[0].weight.grad.is_sparse
 
 
 def test_the_graph_is_let_go_by_the_one_backward_pass():

@@ -235,6 +235,12 @@ class Call:
             args, named = replaced(self.args, self.named, tensors)
             return [out for out in flat(self.function(*args, **named)) if _flows(out)]
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the gradients of its parameters are to be sparse."""
+        spec = LINEAR.get(self.function)
+        return spec is not None and bool(self._bound(spec).get("sparse"))
+
     def let_go(self) -> None:
         """Drop the data, once the derivative has been taken."""
         self.args, self.named, self.versions, self.ready = (), {}, [], None

@@ -46,7 +46,8 @@ class Recorder(TorchFunctionMode):
         refused: why the pass cannot be scored; None while it can.
         ungraded: a parameter that was used without gradients.
         once: whether the calls tell all about the gradients of the parameters. They do not where
-            data that has gradients went into a tensor without samples, or was written over.
+            data that has gradients went into a tensor without samples, or was written over; nor are
+            sparse gradients formed in that way.
     """
 
     def __init__(self, reads: Iterable[Read], arrived: Arrived) -> None:
@@ -161,7 +162,8 @@ class Recorder(TorchFunctionMode):
         if b is None or b < 2:
             return False
         if call.function is F.embedding and data[0].ndim == 1:
-            return len(data[0]) not in (b, self.numbers)
+            ids = data[0]  # positions, or one number per sample: as many as samples are ambiguous
+            return len(ids) not in (b, self.numbers) or _counts_up(ids)
         return all(
             len(shape) == 0
             or shape[0] == 1
@@ -190,6 +192,7 @@ class Recorder(TorchFunctionMode):
         if not in_place:
             kept = data[:1] if call.function in NORMS else data  # not their running statistics
             call.versions = [(x, x._version) for x in kept]
+        self.once = self.once and not call.is_sparse
         for k, out in enumerate(outs):
             whole = _under(out)
             call.edges.append(get_gradient_edge(whole))
@@ -215,6 +218,10 @@ def _in_place(func: Callable[..., Any]) -> bool:
     if name.startswith("__"):
         return name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
     return name.endswith("_")
+
+
+def _counts_up(ids: Tensor) -> bool:
+    return torch.equal(ids, torch.arange(len(ids), dtype=ids.dtype, device=ids.device))
 
 
 def _may_draw(func: Callable[..., Any]) -> bool:
