@@ -13,7 +13,7 @@ from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, choose, direction
 from gradmimic.engines.auto import AutoEngine
 from gradmimic.engines.transposed import transposed_derivative
-from gradmimic.errors import LossError
+from gradmimic.errors import LossError, UnsupportedOperationError
 from gradmimic.reference import load_reference
 
 
@@ -103,6 +103,17 @@ def test_what_neither_can_is_left_to_the_reverse_mode(caplog):
         torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
     assert picked(model, reference, "all") == "transposed"
     assert caplog.text.count("goes on with 'transposed'") == 1
+
+
+def test_it_does_not_take_a_backward_pass_for_each_sample_of_a_large_batch(monkeypatch):
+    monkeypatch.setattr("gradmimic.engines.transposed.MOST", 4)
+    model = Bags()
+    batch = torch.randint(7, (5, 4)), torch.randint(4, (5,))
+    mimic = GradMimic(model, zoo.nearby(model), params="all")
+    with mimic:
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    with pytest.raises(UnsupportedOperationError, match="each of 5 samples.*engine='forward'"):
+        mimic.weigh(losses)
 
 
 def test_scores_alone_are_tried_again_where_forward_mode_lacks_an_operation():

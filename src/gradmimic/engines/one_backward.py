@@ -52,8 +52,7 @@ class Kept:
 
     def applied(self, call: Call, gradient: Tensor) -> Tensor | None:
         """Return dz of a linear call, and keep its gradient."""
-        with torch.enable_grad():
-            tangent = call.applied({id(r.tensor): self.leaf(r) for r in call.reads})
+        tangent = self._applied(call)
         if tangent.requires_grad:
             self.calls.append((call, 0, gradient, get_gradient_edge(tangent)))
         return tangent.detach()
@@ -90,6 +89,11 @@ class Kept:
             factor = over_samples(w, places[call, k], gradient).to(gradient.dtype)
             scaled = gradient * factor
             del gradient
+            if edge is None and call.is_linear:
+                applied = self._applied(call)
+                edge = get_gradient_edge(applied) if applied.requires_grad else None
+                if edge is None:
+                    continue
             if edge is None:
                 for read, found in _by_running_again(call, k, scaled):
                     add(read, found)
@@ -121,6 +125,10 @@ class Kept:
                 before = total[read.name]
                 total[read.name] = own if before is None else before + own
         return [total[name] for name in names]
+
+    def _applied(self, call: Call) -> Tensor:
+        with torch.enable_grad():
+            return call.applied({id(r.tensor): self.leaf(r) for r in call.reads})
 
     def _trains(self, read: Read) -> bool:
         return read.name in self.parameters if read.is_parameter else read.tensor.requires_grad

@@ -10,6 +10,7 @@ known to be, is differentiated by itself, in forward mode.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +157,7 @@ class Call:
         """The axis of the parameters of such an operation; -1 for the last ones."""
         return NORMS[self.function]
 
-    @property
+    @cached_property
     def is_linear(self) -> bool:
         """Whether :meth:`applied` can take its derivative."""
         own = {id(read.tensor) for read in self.reads}

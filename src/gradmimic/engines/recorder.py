@@ -189,7 +189,9 @@ class Recorder(TorchFunctionMode):
         self, call: Call, data: list[Tensor], outs: list[Tensor], *, in_place: bool
     ) -> None:
         call.sources += tuple(edge for read in call.reads for edge in read.sources)
-        if not in_place:
+        if call.function in SUMS and call.is_linear:
+            call.let_go()  # its derivative asks for no data
+        elif not in_place:
             kept = data[:1] if call.function in NORMS else data  # not their running statistics
             call.versions = [(x, x._version) for x in kept]
         self.once = self.once and not call.is_sparse

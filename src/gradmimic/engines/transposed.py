@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.oracle import OracleEngine
+from gradmimic.errors import UnsupportedOperationError
 
 
 def transposed_derivative(
@@ -54,8 +55,17 @@ def transposed_derivative(
     return derivative.detach()
 
 
+MOST = 256
+"""Samples of a batch up to which one backward pass each is still a way out."""
+
+
 class TransposedEngine(OracleEngine):
-    """What ``auto`` turns to last: two backward passes, or one per sample where that fails."""
+    """What ``auto`` turns to last: two backward passes, or one per sample where that fails.
+
+    Args:
+        subset: the scored parameters.
+        direction: v, over the same names.
+    """
 
     def derivative(self, losses: Tensor) -> Tensor:
         """Return ``[b]``, ⟨∇ℓ_i, v⟩."""
@@ -63,7 +73,13 @@ class TransposedEngine(OracleEngine):
             return super().derivative(losses)
         try:
             return transposed_derivative(losses, self.stand_ins, self._direction)
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError) as error:
+            if len(losses) > MOST:
+                raise UnsupportedOperationError(
+                    f"engine='auto' is left with one backward pass for each of {len(losses)} "
+                    f"samples, since the model cannot be differentiated twice: {error} Pass "
+                    "engine='forward', or engine='oracle' if that many passes are all right."
+                ) from error
             return super().derivative(losses)
 
     @classmethod
