@@ -5,7 +5,7 @@
 for every call z = F(a; θ) of an operation that reads scored parameters θ upon data a. No sample's
 gradient is formed, and no weight's either: the backward pass computes the gradients of outputs
 alone, and each is met as it arrives. Exact where sample i's rows of z lead to ℓ_i only. That is
-tested once for every kind of graph, by a second backward pass with random signs s:
+tested once for every kind of graph, by a backward pass with random signs s:
 
     b(s)_i = s_i b_i                 for all i, or the samples interact
 
@@ -73,11 +73,9 @@ class GhostEngine(Pass):
         self._recorder: Recorder | None = None
         self._normed: list[tuple[str, Any]] = []  # batch norms over the batch, their nodes
         self._sums: list[Tensor] = []  # of each call, the derivatives that go by way of it
-        self._unplaced: samples.Sums = {}  # likewise, while it is not known where the samples are
-        self._probes: samples.Sums = {}
+        self._probes: samples.Sums = {}  # while it is not known where the samples are
         self._fits: list[list[list[Layout]]] = []
         self._chosen: samples.Layouts | None = None
-        self._only_probing = False
         self._b, self._scale = 0, 1.0
         self._failed: GradMimicError | None = None
         self.stand_ins: dict[str, Tensor] = {}
@@ -214,11 +212,14 @@ class GhostEngine(Pass):
         for own, rows in parts:
             first, final = own is losses, own is parts[-1][0]
             self._kept = kept if first else None
-            self._last = self._backward_is == "never" and final and self._chosen is not None
+            looked, certain = self._chosen is None, False
             if self._chosen is None:
-                self._look(own, graph)
-            else:
-                self._backward(own, torch.ones_like(own), graph)
+                self._chosen, certain = self._look(own, graph)
+            # a pass of a new kind may yet be refused, and another engine then needs its graph
+            self._last = self._backward_is == "never" and final and not looked
+            self._backward(own, torch.ones_like(own), graph)
+            if certain:
+                samples.keep(self._subset.model, graph.kind, self._chosen, b)
             total = self._total(losses)
             found.append(total if rows is None else total[rows])
         self._kept, self._losses = kept, losses
@@ -238,7 +239,7 @@ class GhostEngine(Pass):
 
     def _backward(self, losses: Tensor, seeds: Tensor, graph: Walk) -> None:
         """Let every output gradient arrive; the gradients of weights are not on the way."""
-        self._sums, self._unplaced, self._probes, self._failed = [], {}, {}, None
+        self._sums, self._failed = [], None
         if not graph.lowest:
             return
         try:
@@ -260,7 +261,7 @@ class GhostEngine(Pass):
 
     def _arrived(self, index: int, k: int, gradient: Tensor) -> None:
         """Meet one output gradient."""
-        recorder, kept = self._recorder, self._kept
+        recorder = self._recorder
         if self._b == 0 or recorder is None or self._failed is not None:
             return
         call = recorder.calls[index]
@@ -274,16 +275,16 @@ class GhostEngine(Pass):
                 if self._chosen is None:
                     places = self._fits[index][k]
                     self._probes[index, k] = samples.probed(gradient, index, places, self._b)
-                if not self._only_probing:
-                    self._meet(call, index, k, gradient, kept)
+                else:
+                    self._meet(call, k, gradient, self._chosen[index][k])
             if self._last and len(call.shapes) == 1:
                 call.let_go()
         except GradMimicError as error:  # raised from a hook, it would be torch's
             self._failed = error
 
-    def _meet(self, call: Call, index: int, k: int, gradient: Tensor, kept: Kept | None) -> None:
-        place = self._chosen[index][k] if self._chosen is not None else None
-        if place is not None and call.scales_only and (place != "columns" or call.along == -1):
+    def _meet(self, call: Call, k: int, gradient: Tensor, place: Layout) -> None:
+        kept = self._kept
+        if call.scales_only and (place != "columns" or call.along == -1):
             self._meet_norm(call, place, gradient, kept)
             return
         if call.is_linear and kept is not None and call.is_scored:
@@ -292,12 +293,8 @@ class GhostEngine(Pass):
             if kept is not None:
                 kept.calls.append((call, k, gradient, None))
             tangent = call.tangents()[k] if call.is_scored else None
-        if tangent is not None and place is not None:
+        if tangent is not None:
             self._sums.append(inner(gradient, tangent, place, self._b))
-        elif tangent is not None:
-            self._unplaced[index, k] = {
-                own: inner(gradient, tangent, own, self._b) for own in self._fits[index][k]
-            }
 
     def _meet_norm(self, call: Call, place: Layout, gradient: Tensor, kept: Kept | None) -> None:
         """Form a norm's gradients per sample: its few parameters have fewer numbers than b."""
@@ -313,22 +310,18 @@ class GhostEngine(Pass):
             if read.tangent is not None:
                 self._sums.append(rows.flatten(1) @ read.tangent.flatten().to(rows.dtype))
 
-    def _look(self, losses: Tensor, graph: Walk) -> None:
-        """Take the derivatives, and find where the samples are, or that they interact."""
+    def _look(self, losses: Tensor, graph: Walk) -> tuple[samples.Layouts, bool]:
+        """Find where the samples are, or that they interact, in two passes for that alone."""
         calls, b = self._calls, self._b
         own = [(c, f) for c, f in zip(calls, self._fits, strict=True) if c.is_scored or self._keep]
         samples.refuse_without_samples([c for c, _ in own], [f for _, f in own], b)
-        signed: samples.Sums = {}
-        if b > 1:
-            self._only_probing = True
-            self._backward(losses, samples.signs(b).to(losses), graph)
-            self._only_probing, signed = False, self._probes
-        self._backward(losses, torch.ones_like(losses), graph)
-        chosen, certain = samples.tell(calls, self._fits, self._probes, signed, b)
-        if certain:
-            samples.keep(self._subset.model, graph.kind, chosen, b)
-        self._chosen = chosen
-        self._sums = [sums[chosen[index][k]] for (index, k), sums in self._unplaced.items()]
+        found = []
+        for seeds in (samples.signs(b).to(losses), torch.ones_like(losses)) if b > 1 else ():
+            self._probes = {}
+            self._backward(losses, seeds, graph)
+            found.append(self._probes)
+        signed, plain = found or ({}, {})
+        return samples.tell(calls, self._fits, plain, signed, b)
 
     @property
     def _calls(self) -> list[Call]:
@@ -387,4 +380,4 @@ class GhostEngine(Pass):
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = None
-        self._normed, self._sums, self._unplaced, self._probes, self.stand_ins = [], [], {}, {}, {}
+        self._normed, self._sums, self._probes, self.stand_ins = [], [], {}, {}
