@@ -26,11 +26,12 @@ from torch.autograd.graph import get_gradient_edge
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines import samples
+from gradmimic.engines.arguments import Read
 from gradmimic.engines.base import Pass
 from gradmimic.engines.graph import Walk, walk
 from gradmimic.engines.layout import Layout, inner, per_sample
 from gradmimic.engines.one_backward import Kept, has_room, one_backward
-from gradmimic.engines.operations import Call, Read
+from gradmimic.engines.operations import Call
 from gradmimic.engines.recorder import Recorder
 from gradmimic.errors import GradMimicError, LossError, UnsupportedOperationError, UsageError
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from gradmimic.engines.arguments import Read
 from gradmimic.engines.layout import Layout, over_samples
-from gradmimic.engines.operations import NORMS, Call, Read
+from gradmimic.engines.operations import NORMS, Call
 from gradmimic.errors import UsageError
 
 SHARE = 0.5

@@ -7,42 +7,20 @@ in the place of those that are not scored. An operation that is not linear in it
 known to be, is differentiated by itself, in forward mode.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradmimic.engines.attention import DifferentiableAttention
-from gradmimic.engines.forward import ForwardEngine, load_formulas, remedy_for
+from gradmimic.engines.arguments import Function, Read, flat, function_name, replaced
+from gradmimic.engines.local import dual
 from gradmimic.engines.random_state import RandomState
 from gradmimic.errors import UnsupportedOperationError
-
-Function = Callable[..., Any]
-
-
-@dataclass(eq=False)
-class Read:
-    """A tensor made of parameters alone, as an operation reads it.
-
-    Args:
-        tensor: the parameter, its stand-in, or what was made of parameters.
-        tangent: v, or its image; None where nothing scored is in it.
-        name: of a parameter in it.
-        is_parameter: whether it is one.
-        sources: further edges of the autograd graph that it came from.
-    """
-
-    tensor: Tensor
-    tangent: Tensor | None
-    name: str
-    is_parameter: bool = True
-    sources: tuple[Any, ...] = ()
 
 
 class Linear(NamedTuple):
@@ -270,86 +248,6 @@ class Call:
             yield
 
 
-def dual(
-    function: Function, args: Sequence[Any], named: Mapping[str, Any], reads: Sequence[Read]
-) -> list[Tensor | None]:
-    """Differentiate one operation along its parameters' tangents, in forward mode.
-
-    Args:
-        function: the operation.
-        args: its arguments.
-        named: its keyword arguments.
-        reads: the parameters among them.
-
-    Returns:
-        One tangent for each floating point output; None is 0.
-
-    Raises:
-        UnsupportedOperationError: torch has no forward-mode formula for it.
-    """
-    if ForwardEngine._open is not None:  # a pass whose losses were never asked for
-        ForwardEngine._open.close()
-    load_formulas()
-    try:
-        with (
-            torch.no_grad(),
-            fwAD.dual_level(),
-            _plain_kernels(function),
-            DifferentiableAttention(),
-        ):
-            duals = {
-                id(r.tensor): fwAD.make_dual(r.tensor.detach(), r.tangent)
-                if r.tangent is not None
-                else r.tensor.detach()
-                for r in reads
-            }
-            new_args, new_named = replaced(args, named, duals)
-            outs = [out for out in flat(function(*new_args, **new_named)) if _floats(out)]
-            return [fwAD.unpack_dual(out).tangent for out in outs]
-    except (NotImplementedError, RuntimeError) as error:
-        with suppress(NotImplementedError, RuntimeError):
-            return _twice_transposed(function, args, named, reads)
-        named_as = ", ".join(r.name for r in reads)
-        remedy = remedy_for(str(error))
-        raise UnsupportedOperationError(
-            f"engine='ghost' cannot differentiate {function_name(function)} by {named_as}, neither "
-            f"as linear in it nor in forward mode: {str(error).splitlines()[0]} "
-            f"{f'Either {remedy}; or s' if remedy else 'S'}core other parameters (params=), or use "
-            "engine='oracle'."
-        ) from error
-
-
-def _twice_transposed(
-    function: Function, args: Sequence[Any], named: Mapping[str, Any], reads: Sequence[Read]
-) -> list[Tensor | None]:
-    """Take J v from two backward passes: u ↦ Jᵀu is linear in u, and so has J v as derivative."""
-    own = [read for read in reads if read.tangent is not None]
-    with torch.enable_grad(), _plain_kernels(function):
-        leaves = {id(r.tensor): r.tensor.detach().requires_grad_() for r in own}
-        new_args, new_named = replaced(args, named, leaves)
-        outs = [out for out in flat(function(*new_args, **new_named)) if _floats(out)]
-        u = [torch.zeros_like(out, requires_grad=True) for out in outs]
-        back = torch.autograd.grad(
-            outs, list(leaves.values()), u, create_graph=True, materialize_grads=True
-        )
-        return list(torch.autograd.grad(back, u, [r.tangent for r in own], allow_unused=True))
-
-
-@contextmanager
-def _plain_kernels(function: Function) -> Iterator[None]:
-    """Leave the fused kernels of recurrent layers, which have no forward mode."""
-    if not any(part in function_name(function) for part in ("lstm", "gru", "rnn")):
-        yield
-        return
-    mkldnn = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)  # not the public flags(): they warn of TF32
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(mkldnn)
-
-
 def _looked_up(function: Function, bound: dict[str, Any]) -> Tensor:
     """Look rows of v up, with 0 where the weight gets no gradient."""
     table: Tensor = bound["weight"]
@@ -372,39 +270,8 @@ def _no_bias(bound: Mapping[str, Any]) -> dict[str, None]:
     return {"bias": None} if "bias" in bound else {}
 
 
-def replaced(
-    args: Sequence[Any], named: Mapping[str, Any], tensors: Mapping[int, Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put other tensors in the place of some, and detach the rest."""
-
-    def one(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return tensors[id(x)] if id(x) in tensors else x.detach()
-        if type(x) in (list, tuple):
-            return type(x)(one(item) for item in x)
-        return x
-
-    return tuple(one(x) for x in args), {name: one(x) for name, x in named.items()}
-
-
-def flat(values: Any) -> list[Any]:
-    """List what lies in (nested) lists and tuples."""
-    if isinstance(values, list | tuple):
-        return [x for value in values for x in flat(value)]
-    return [values]
-
-
-def function_name(function: Function) -> str:
-    """Name an operation as users know it."""
-    return str(getattr(function, "__name__", function))
-
-
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _floats(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _flows(x: Any) -> bool:

@@ -15,16 +15,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from gradmimic.engines.arguments import Read, flat, function_name
+from gradmimic.engines.local import dual
 from gradmimic.engines.multi_head import attend, can_attend
-from gradmimic.engines.operations import (
-    NORMS,
-    SUMS,
-    Call,
-    Read,
-    dual,
-    flat,
-    function_name,
-)
+from gradmimic.engines.operations import NORMS, SUMS, Call
 from gradmimic.engines.random_state import RandomState
 from gradmimic.errors import UnsupportedOperationError
 
