@@ -192,7 +192,7 @@ def test_attention_inside_the_scored_part_switches_to_math_and_below_it_stays_fu
     reference = zoo.nearby(model)
     x, y = torch.randn(6, 5, 8), torch.randint(3, (6,))
     for params, fused in (("all", False), ("below.*", False), ("above.*", True), ("head", True)):
-        mimic = GradMimic(model, reference, params=params)
+        mimic = GradMimic(model, reference, params=params, engine="forward")
         with mimic:
             losses = F.cross_entropy(model(x), y, reduction="none")
         mimic.weigh(losses)
@@ -244,13 +244,13 @@ def test_an_operation_without_forward_mode_is_named_with_the_way_out(layer, oper
         return F.cross_entropy(m(b[0]), b[1], reduction="none")
 
     with pytest.raises(UnsupportedOperationError, match=operation) as error:
-        mimic_scores(model, reference, batch, losses, params="all")
+        mimic_scores(model, reference, batch, losses, params="all", engine="forward")
     assert remedy in str(error.value)
     assert len(mimic_scores(model, reference, batch, losses)) == 2  # the head needs no remedy
     expected = mimic_scores(model, reference, batch, losses, params="all", engine="oracle")
     if isinstance(layer, nn.LSTM):
         with torch.backends.mkldnn.flags(enabled=False):
-            scores = mimic_scores(model, reference, batch, losses, params="all")
+            scores = mimic_scores(model, reference, batch, losses, params="all", engine="forward")
         torch.testing.assert_close(scores, expected)
 
 
@@ -258,7 +258,7 @@ def test_a_scored_module_under_reentrant_checkpointing_is_an_error_not_a_wrong_s
     body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     model = nn.Sequential(body, head)
     reference, x = zoo.nearby(model), torch.randn(2, 4, requires_grad=True)
-    mimic = GradMimic(model, reference, params="all")
+    mimic = GradMimic(model, reference, params="all", engine="forward")
     with pytest.raises(UnsupportedOperationError, match="use_reentrant=False"), mimic:
         head(checkpoint(body, x, use_reentrant=True))
 
@@ -310,8 +310,8 @@ def test_group_norm_on_channels_last_input_names_the_remedy():
         return F.cross_entropy(m(images), y, reduction="none")
 
     with pytest.raises(UnsupportedOperationError, match=r"make the input \.contiguous\(\)"):
-        mimic_scores(model, reference, x, losses, params="0.*")
-    scores = mimic_scores(model, reference, x.contiguous(), losses, params="0.*")
+        mimic_scores(model, reference, x, losses, params="0.*", engine="forward")
+    scores = mimic_scores(model, reference, x.contiguous(), losses, params="0.*", engine="forward")
     # not x itself: torch 2.13's backward pass of group_norm on channels_last crashes the process
     expected = mimic_scores(model, reference, x.contiguous(), losses, params="0.*", engine="oracle")
     torch.testing.assert_close(scores, expected)
@@ -320,7 +320,7 @@ def test_group_norm_on_channels_last_input_names_the_remedy():
 def test_a_scored_module_under_checkpointing_never_trains_on_wrong_gradients():
     body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     model = nn.Sequential(body, head)
-    mimic = GradMimic(model, zoo.nearby(model), params="all")
+    mimic = GradMimic(model, zoo.nearby(model), params="all", engine="forward")
     x = torch.randn(2, 4, requires_grad=True)
     with mimic:
         z = head(checkpoint(body, x, use_reentrant=False))

@@ -49,8 +49,8 @@ def test_the_package_adds_little_to_torch():
     added = [name for name in modules if name not in without]
     extras = {"matplotlib", "jinja2", "sklearn", "PIL", "pandas", "duckdb", "typer", "rich", "yaml"}
     assert extras & packages(added) == set()
-    # 63 when this was written: 38 of gradmimic, 21 that pyarrow brings, 2 of NumPy's typing.
-    assert len(added) < 72, added
+    # 78 when this was written: 53 of gradmimic, 21 that pyarrow brings, 2 of NumPy's typing.
+    assert len(added) < 90, added
 
 
 def test_importing_the_package_alone_imports_no_other():

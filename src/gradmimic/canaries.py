@@ -34,12 +34,15 @@ class CanaryLosses(NamedTuple):
         ids: ``[c]``, the id of the sample that each was made from.
         kinds: ``[c]``, such as ``"uniform/10"``: the kind, and the number of classes.
         trained: whether they enter the softmax and the loss like real samples.
+        rows: ``[c]``, the position in the batch of the sample that each was made from, which engine
+            ``"ghost"`` asks for.
     """
 
     losses: Tensor
     ids: list[int] | list[str]
     kinds: list[str]
     trained: bool = False
+    rows: list[int] | None = None
 
 
 class Canaries:
@@ -116,7 +119,7 @@ class Canaries:
         losses = F.cross_entropy(torch.cat([chosen, chosen]), wrong, reduction="none")
         kinds = [f"uniform/{classes}"] * len(rows) + [f"confusable/{classes}"] * len(rows)
         served = [plain[row] for row in rows]
-        return CanaryLosses(losses, served + served, kinds, self.trained)
+        return CanaryLosses(losses, served + served, kinds, self.trained, rows.tolist() * 2)
 
     def pairs(self, similarity: Tensor, ids: Any) -> CanaryLosses:
         """Make canaries of a contrastive batch by giving some samples another one's caption.
@@ -147,7 +150,7 @@ class Canaries:
         i, j = (torch.from_numpy(index).to(similarity.device) for index in (rows, other))
         losses = -(similarity.log_softmax(1)[i, j] + similarity.log_softmax(0)[i, j]) / 2
         served = [plain[row] for row in rows]
-        return CanaryLosses(losses, served, ["swapped"] * len(rows), self.trained)
+        return CanaryLosses(losses, served, ["swapped"] * len(rows), self.trained, rows.tolist())
 
     def _serving(self, ids: Any, b: int) -> tuple[list[Any], npt.NDArray[np.int64], U64]:
         """Return all ids, the rows ``[c]`` of those that serve, and their noise ``[c]``."""

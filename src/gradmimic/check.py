@@ -295,8 +295,11 @@ def _scored(
     else:
         with pick_engine(engine)(subset, v) as single_pass:
             values, drawn = _losses(losses, model, own.batch)
-            both = values if drawn is None else torch.cat([values, drawn.losses])
-        derivative = single_pass.derivative(both)
+        if drawn is None:
+            derivative = single_pass.derivative(values)
+        else:
+            derivative = single_pass.derivative_beside(values, drawn.losses, drawn.rows)
+        single_pass.close()
     return projection(derivative, v.norm).cpu(), values.detach(), drawn
 
 

@@ -41,11 +41,13 @@ class Subset:
         parameters: each scored parameter once, by its first chosen name.
         uses: where the model reads them.
         is_head: whether they are the last layer, with nothing but the loss above it.
+        model: whose parameters they are.
     """
 
     parameters: Mapping[str, nn.Parameter]
     uses: tuple[Use, ...]
     is_head: bool = False
+    model: nn.Module | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -231,7 +233,7 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
             f"'all', glob patterns over the parameters' names, or a callable (name, parameter) -> "
             f"bool. The names are: {listed(names)}."
         )
-    return Subset(parameters, tuple(uses), is_head=params == "head")
+    return Subset(parameters, tuple(uses), params == "head", model)
 
 
 def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:

@@ -12,7 +12,7 @@ from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, dir
 from gradmimic.engines import pick_engine
 from gradmimic.engines.gradients import per_sample_gradients
 from gradmimic.engines.oracle import OracleEngine
-from gradmimic.errors import LossError
+from gradmimic.errors import LossError, UnsupportedOperationError
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import cosine, projection
 from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
@@ -41,7 +41,7 @@ def mimic_scores(
         batch: whatever ``losses`` takes.
         losses: ``losses(model, batch) -> [b]``, one finite loss per sample.
         params: the scored parameters: ``"head"``, ``"all"``, glob patterns or a callable.
-        engine: ``"auto"``, ``"forward"`` or ``"oracle"``.
+        engine: ``"auto"``, ``"forward"``, ``"ghost"`` or ``"oracle"``.
         variant: ``"projection"``, or ``"cosine"``, the projection over the gradient's length, which
             takes every sample's gradient whatever the engine.
 
@@ -77,9 +77,21 @@ def mimic_scores(
             with OracleEngine(subset, v) as backward:
                 values = check_losses(losses(model, batch))
             return _cosines(values, backward.stand_ins, v)
+        try:
+            derivative = along(subset, v)
+        except UnsupportedOperationError:
+            if engine != "auto":
+                raise
+            derivative = along(subset, v)  # by another engine
+        return projection(derivative, v.norm)
+
+    def along(subset: Subset, v: Direction) -> Tensor:
         with pick_engine(engine)(subset, v) as single_pass, past_ddp(model):
             values = check_losses(losses(model, batch))
-        return projection(single_pass.derivative(values), v.norm)
+        try:
+            return single_pass.derivative(values)
+        finally:
+            single_pass.close()
 
     with torch.no_grad(), buffers_kept(model):  # engines that need gradients turn them on
         if params != "head":

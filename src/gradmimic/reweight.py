@@ -24,6 +24,7 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
 from gradmimic.engines import Engine, pick_engine
+from gradmimic.engines.ghost import Backward
 from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.joining import Joining
@@ -77,13 +78,18 @@ class GradMimic(Joining):
         weighting: ``"softmax"``, the paper's; or ``"posterior"``, w in proportion to how likely a
             sample is clean, as the canaries tell: steadier with a weak reference or little noise.
             It needs canaries and no temperature.
-        engine: ``"auto"``, ``"forward"``, or ``"oracle"`` (slow, for doubt).
+        engine: ``"auto"``; ``"forward"``, for the head and for all that ``"ghost"`` refuses;
+            ``"ghost"``, for many layers; or ``"oracle"`` (slow, for doubt).
         log: a :class:`ScoreLog` that receives every score.
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
             scored ones alone do, the rest follow the plain mean.
         warmup: the number of first steps that score and log but train on the plain mean.
         batch: ``"global"``, one softmax over the batches of all ranks where ``torch.distributed``
             is initialised, as one process would take it; ``"local"``, each rank by itself.
+        backward: with engine ``"ghost"``, ``"once"`` forms each weight gradient once, after the
+            weights are known, and keeps the gradients of the layers' outputs until then;
+            ``"twice"`` makes a second backward pass instead; ``"auto"`` decides by the memory that
+            is free.
 
     Attributes:
         aligned: the alignment in use; ``"auto"`` until one is chosen.
@@ -125,8 +131,13 @@ class GradMimic(Joining):
         reweight: Literal["all", "scored"] = "all",
         warmup: int = 0,
         batch: Literal["global", "local"] = "global",
+        backward: Backward = "auto",
     ) -> None:
         super().__init__(self._without_batch, self._no_joining)
+        if backward not in ("auto", "once", "twice"):
+            raise ParameterError(
+                f"backward={backward!r} is unknown; expected 'auto', 'once' or 'twice'."
+            )
         if reweight not in ("all", "scored"):
             raise ParameterError(f"reweight={reweight!r} is unknown; expected 'all' or 'scored'.")
         if isinstance(reference, str | PathLike):
@@ -141,8 +152,8 @@ class GradMimic(Joining):
         self._model, self._reference = model, reference
         self._align: str = align
         self._alignment: Alignment
-        self._engine, self._log = pick_engine(engine), log
-        self._learning = Learning(Weighting(weighting, temperature), log)
+        self._engine = pick_engine(engine, backward if reweight == "all" else "twice")
+        self._log, self._learning = log, Learning(Weighting(weighting, temperature), log)
         self._reweight, self._warmup = reweight, warmup
         self._watch: LastUsed | None = None  # only while the head is a guess
         self._guess = find_head(model) if params == "head" else None
@@ -269,7 +280,11 @@ class GradMimic(Joining):
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             known = self._observe(ids)
-            scores = projection(current.derivative(scored), v.norm)
+            if canaries is None:
+                derivative = current.derivative(losses)
+            else:
+                derivative = current.derivative_beside(losses, canaries.losses, canaries.rows)
+            scores = projection(derivative, v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
             whole = whole_batch(self._ranks, scores, scored, b, known, canaries, ids)
@@ -298,7 +313,7 @@ class GradMimic(Joining):
                 return whole.mean(losses)
             shares = here[: len(losses)] * whole.ranks
             if self._reweight == "all":
-                return (shares * losses).sum()
+                return current.weighted(losses, shares)
             mean = whole.mean(losses)
             return reweight_scored(losses, shares, mean, self._subset, current.stand_ins)
         finally:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gradmimic.align import scored_linear
 from gradmimic.direction import Direction, Subset
+from gradmimic.engines.base import Pass
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.errors import DataError, DirectionError, LossError, UsageError
 from gradmimic.outputs import Outputs
@@ -127,7 +128,7 @@ class TowardOutputs(Transport):
         self.output = output
 
 
-class OutputPass:
+class OutputPass(Pass):
     """The pass of one batch whose losses are differentiated along t.
 
     Args:

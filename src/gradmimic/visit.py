@@ -85,7 +85,7 @@ class Visit:
         model: nn.Module,
         subset: Subset,
         alignment: Alignment,
-        engine: type[Engine],
+        engine: Callable[[Subset, Direction], Engine],
     ) -> None:
         self.name, self.epoch = name, epoch
         self._model, self._subset, self._engine = model, subset, engine

@@ -4,13 +4,17 @@ An engine is a context manager around one forward pass, in which the model reads
 scored parameters. After the pass it turns the losses into their derivatives ``[b]`` along v.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
 from torch import Tensor
 
 from gradmimic.direction import Direction, Subset
+from gradmimic.engines.auto import AutoEngine
 from gradmimic.engines.forward import ForwardEngine
+from gradmimic.engines.ghost import Backward, GhostEngine
 from gradmimic.engines.oracle import OracleEngine
 from gradmimic.errors import ParameterError
 
@@ -18,8 +22,9 @@ from gradmimic.errors import ParameterError
 class Engine(Protocol):
     """What every engine does: stand-ins go in, one forward pass runs, derivatives come out."""
 
-    stand_ins: dict[str, Tensor]
-    """What the model reads for each scored parameter in the pass; gradients flow through."""
+    @property
+    def stand_ins(self) -> dict[str, Tensor]:
+        """What the model reads for each scored parameter in the pass; gradients flow through."""
 
     def __init__(self, subset: Subset, direction: Direction) -> None: ...
 
@@ -35,29 +40,40 @@ class Engine(Protocol):
     def derivative(self, losses: Tensor) -> Tensor:
         """Return ``[b]``, d/dε ℓ_i(θ + ε v) at ε = 0; once, after the pass."""
 
+    def derivative_beside(
+        self, losses: Tensor, canaries: Tensor, rows: Sequence[int] | None
+    ) -> Tensor:
+        """Return ``[b + c]``: the derivatives of losses, and of canaries made of some of them."""
+
+    def weighted(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ_i w_i ℓ_i; once, after ``derivative``."""
+
     def close(self) -> None:
         """Drop what the pass holds; safe to call at any time."""
 
 
-def pick_engine(name: str) -> type[Engine]:
+def pick_engine(name: str, backward: Backward = "never") -> Callable[[Subset, Direction], Engine]:
     """Return the engine of this name.
 
     Args:
-        name: ``"forward"``, ``"oracle"``, or ``"auto"``, which is ``"forward"``.
+        name: ``"forward"``, ``"ghost"``, ``"oracle"``, or ``"auto"``, which picks one.
+        backward: whether ``ghost`` keeps what it takes to step with or without a second backward
+            pass; by default it keeps nothing, as for scores alone.
 
     Returns:
-        The engine's class.
+        What makes the engine of one pass.
 
     Raises:
         ParameterError: there is no such engine.
 
     Example:
-        >>> pick_engine("auto").__name__
-        'ForwardEngine'
+        >>> pick_engine("oracle").__name__
+        'OracleEngine'
     """
-    engines: dict[str, type[Engine]] = {
-        "auto": ForwardEngine,
+    engines: dict[str, Callable[[Subset, Direction], Engine]] = {
+        "auto": partial(AutoEngine, backward=backward),
         "forward": ForwardEngine,
+        "ghost": partial(GhostEngine, backward=backward),
         "oracle": OracleEngine,
     }
     if name not in engines:

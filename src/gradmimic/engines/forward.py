@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.attention import DifferentiableAttention, is_dual
+from gradmimic.engines.base import Pass
 from gradmimic.errors import (
     GradMimicError,
     LossError,
@@ -40,7 +41,7 @@ REMEDIES = {
 """Part of an operation's name: what makes it differentiable in forward mode."""
 
 
-class ForwardEngine:
+class ForwardEngine(Pass):
     """Dual numbers through one forward pass.
 
     The dual level stays open between the end of the ``with`` block and ``derivative``, so that the
@@ -78,7 +79,7 @@ class ForwardEngine:
         if ForwardEngine._open is not None:  # a pass whose losses were never asked for
             ForwardEngine._open.close()
         try:
-            _load_formulas()
+            load_formulas()
             fwAD.enter_dual_level()
         except RuntimeError as error:
             raise UsageError(
@@ -196,7 +197,7 @@ class ForwardEngine:
 
 
 @cache
-def _load_formulas() -> None:
+def load_formulas() -> None:
     """Let torch load its forward-mode formulas without a warning of its own deprecated tools.
 
     Else whoever turns warnings into errors could not train.
@@ -222,11 +223,16 @@ def _expect_dual(
         )
 
 
+def remedy_for(text: str) -> str | None:
+    """Name what makes the operation of an error message differentiable in forward mode."""
+    return next((remedy for part, remedy in REMEDIES.items() if part in text), None)
+
+
 def _explain(error: NotImplementedError) -> UnsupportedOperationError:
     text = str(error)
     named = re.search(r"forward AD with (\S+)", text)
     operation = named.group(1).rstrip(".") if named else "a custom autograd.Function without a jvp"
-    remedy = next((remedy for part, remedy in REMEDIES.items() if part in text), None)
+    remedy = remedy_for(text)
     return UnsupportedOperationError(
         f"torch cannot differentiate {operation} in forward mode, and a scored parameter lies "
         f"below it. {f'Either {remedy}; or s' if remedy else 'S'}core only parameters above it "

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gradmimic.direction import Direction, Subset
+from gradmimic.engines.base import Pass
 from gradmimic.errors import LossError
 
 
-class OracleEngine:
+class OracleEngine(Pass):
     """Per-sample gradients, one after the other, each multiplied with the direction.
 
     Args:

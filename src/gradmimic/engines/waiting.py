@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
+from gradmimic.engines.base import Pass
 from gradmimic.errors import UsageError
 
 
-class Waiting:
+class Waiting(Pass):
     """The forward pass as it is."""
 
     def __init__(self) -> None:
