@@ -101,7 +101,7 @@ class TowardOutputs(Transport):
         rows = len(t) if known is None else int(known.sum())
         self.norm = float(t.norm()) / max(rows, 1) ** 0.5 or 1.0
         self.tangent = t.to(z.dtype)
-        self._seen, self._inputs = {}, None
+        self._seen, self._answer = {}, None
         return known
 
     def _keep_output(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
