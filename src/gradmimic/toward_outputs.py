@@ -113,7 +113,7 @@ class TowardOutputs(Transport):
         everywhere = float(self._ranks.total(torch.tensor(float(rows))))
         self.norm = self._lengths(t, t[:0])[0] / max(everywhere, 1.0) ** 0.5 or 1.0
         self.tangent = t.to(z.dtype)
-        self._seen, self._inputs = {}, None
+        self._seen, self._answer = {}, None
         return known
 
     def _lengths(self, a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -149,7 +149,8 @@ class Transport:
         self._fits: dict[str, Ridge] = {}
         self._target: dict[str, Tensor] | None = None
         self._seen: dict[str, Tensor] = {}  # of the pass that is watched
-        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._answer: Any = None
+        self._asking = False
         self._steps = self._next = 0
 
     def direction(self) -> Direction | None:
@@ -167,14 +168,14 @@ class Transport:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep the inputs of the model and of its scored layers."""
-        self._seen, self._inputs = {}, None
+        """Keep the inputs of the scored layers, and ask the reference about the model's."""
+        self._seen, self._answer = {}, None
         with ExitStack() as hooks:
             for name, layer in self._layers.items():
                 hooks.callback(layer.register_forward_pre_hook(self._keep(name)).remove)
             if isinstance(self._outputs, nn.Module):
-                keep = self._model.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
-                hooks.callback(keep.remove)
+                ask = self._model.register_forward_pre_hook(self._ask, with_kwargs=True)
+                hooks.callback(ask.remove)
             yield
 
     def observe(self, ids: Any | None) -> Tensor | None:
@@ -192,7 +193,7 @@ class Transport:
                     "no features to learn from. Run the model's forward pass inside it."
                 )
             self._add(name, self._seen[name], said[name], known)
-        self._seen, self._inputs = {}, None
+        self._seen, self._answer = {}, None
         if self._learned_anywhere(known):  # of unknown samples nothing is learned
             self._steps += 1
         return known
@@ -213,15 +214,13 @@ class Transport:
             rows, known = self._outputs.of(ids)
             self.missing += int((~known).sum())
             return dict.fromkeys(self._layers, rows), None if known.all() else known
-        if self._inputs is None:
+        if self._answer is None:
             raise UsageError(
                 f"{type(self._model).__name__} itself was not called in the `with` block, so its "
                 "reference cannot be run on the same inputs. Call the model, not a part of it, or "
                 "cache the reference's outputs (gradmimic cache) and pass those."
             )
-        args, named = self._inputs
-        with evaluating(self._outputs), torch.no_grad():
-            said = self._outputs(*args, **named)
+        said = self._answer
         said = getattr(said, "logits", said)  # as models of transformers return them
         if isinstance(said, Tensor) and len(self._layers) == 1:
             said = dict.fromkeys(self._layers, said)
@@ -313,8 +312,18 @@ class Transport:
 
         return hook
 
-    def _keep_inputs(self, _model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self._inputs = args, named
+    def _ask(self, _model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # Before the model runs: with its activations alive, all that the reference needs would be
+        # fresh memory, which on a CPU costs half a forward pass.
+        assert isinstance(self._outputs, nn.Module)  # noqa: S101
+        if self._asking:  # a reference that is the model, or holds it
+            return
+        self._asking = True
+        try:
+            with evaluating(self._outputs), torch.no_grad():
+                self._answer = self._outputs(*args, **named)
+        finally:
+            self._asking = False
 
 
 def _key(layer: str, attribute: str) -> str:
