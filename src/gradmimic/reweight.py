@@ -72,7 +72,8 @@ class GradMimic:
         weighting: ``"softmax"``, the paper's; or ``"posterior"``, w in proportion to how likely a
             sample is clean, as the canaries tell: steadier with a weak reference or little noise.
             It needs canaries and no temperature.
-        engine: ``"auto"``, ``"forward"``, or ``"oracle"`` (slow, for doubt).
+        engine: ``"auto"``, ``"forward"``, ``"secant"`` (for anything that runs, not exact), or
+            ``"oracle"`` (slow, for doubt).
         log: a :class:`ScoreLog` that receives every score.
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
             scored ones alone do, the rest follow the plain mean.

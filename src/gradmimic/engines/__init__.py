@@ -12,6 +12,7 @@ from torch import Tensor
 from gradmimic.direction import Direction, Subset
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.engines.oracle import OracleEngine
+from gradmimic.engines.secant import SecantEngine
 from gradmimic.errors import ParameterError
 
 
@@ -39,11 +40,19 @@ class Engine(Protocol):
         """Drop what the pass holds; safe to call at any time."""
 
 
+ENGINES: dict[str, type[Engine]] = {
+    "forward": ForwardEngine,
+    "secant": SecantEngine,
+    "oracle": OracleEngine,
+}
+"""Every engine by its name."""
+
+
 def pick_engine(name: str) -> type[Engine]:
     """Return the engine of this name.
 
     Args:
-        name: ``"forward"``, ``"oracle"``, or ``"auto"``, which is ``"forward"``.
+        name: a key of ``ENGINES``, or ``"auto"``, which is ``"forward"``.
 
     Returns:
         The engine's class.
@@ -55,11 +64,9 @@ def pick_engine(name: str) -> type[Engine]:
         >>> pick_engine("auto").__name__
         'ForwardEngine'
     """
-    engines: dict[str, type[Engine]] = {
-        "auto": ForwardEngine,
-        "forward": ForwardEngine,
-        "oracle": OracleEngine,
-    }
-    if name not in engines:
-        raise ParameterError(f"engine={name!r} is unknown; expected one of {', '.join(engines)}.")
-    return engines[name]
+    if name == "auto":
+        return ForwardEngine
+    if name not in ENGINES:
+        known = ", ".join(["auto", *ENGINES])
+        raise ParameterError(f"engine={name!r} is unknown; expected one of {known}.")
+    return ENGINES[name]
