@@ -226,7 +226,7 @@ class GradMimic:
                 "weigh has no forward pass to weigh. Expected `with mimic:` around the model's "
                 "forward pass, then one call of weigh."
             )
-        self._pass = None
+        self._pass = self._direction = None  # v, as large as θ, is not kept for the backward pass
         try:
             check_shape(losses)
             if self._head_was_elsewhere():

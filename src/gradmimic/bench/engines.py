@@ -20,6 +20,7 @@ from torch import Tensor
 from gradmimic.bench.clock import interleave
 from gradmimic.bench.memory import peak_bytes
 from gradmimic.bench.models import CASES, Batch, Case
+from gradmimic.direction import choose
 from gradmimic.engines import ENGINES
 from gradmimic.errors import GradMimicError, ParameterError
 from gradmimic.measure import mimic_scores
@@ -95,9 +96,9 @@ class Job:
         """Train on the plain mean."""
         self._step(self.case.losses(self.model, self.batch).mean())
 
-    def step(self, engine: str) -> Callable[[], None]:
+    def step(self, engine: str, params: str = "all") -> Callable[[], None]:
         """Return a step that re-weights with this engine."""
-        mimic = GradMimic(self.model, self.reference, params="all", engine=engine)
+        mimic = GradMimic(self.model, self._scored(params), params=params, engine=engine)
 
         def weighed() -> None:
             with mimic:
@@ -115,26 +116,30 @@ class Job:
         self._wait()
         return scores
 
+    def _scored(self, params: str) -> dict[str, Tensor]:
+        """Return the part of the reference that a step with these parameters keeps."""
+        return self.reference.match(self.model, choose(self.model, params))
+
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self._wait()
 
-    def held(self, *, training: bool, scoring: bool) -> int:
-        """Return the bytes that live between steps: weights, AdamW's state, the reference."""
+    def held(self, *, training: bool, scoring: bool, params: str = "all") -> int:
+        """Return the bytes that live between steps: weights, AdamW's state, the reference's."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         if training:
             for state in self.optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
         if scoring:
-            tensors += list(self.reference.tensors.values())
+            tensors += list(self._scored(params).values())
         return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
 
-    def peak(self, step: Callable[[], object], *, training: bool, scoring: bool) -> int:
-        """Return the peak bytes of a step and of all that it keeps alive."""
+    def peak(self, step: Callable[[], object], *, params: str = "all", **kept: bool) -> int:
+        """Return the peak bytes of a step and of all that it keeps alive, as ``held`` does."""
         self.optimizer.zero_grad()
-        return peak_bytes(step) + self.held(training=training, scoring=scoring)
+        return peak_bytes(step) + self.held(params=params, **kept)
 
 
 def error(job: Job, engine: str, *, bf16: bool = False) -> float:

@@ -56,13 +56,14 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
-        self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
+        self.position = nn.Embedding((size // patch) ** 2, width)
         self.blocks = nn.Sequential(*(Block(width, heads, causal=False) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[b, 3, size, size]`` to ``[b, outputs]``."""
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position  # [b, t, width]
+        tokens = self.patches(x).flatten(2).transpose(1, 2)  # [b, t, width]
+        tokens = tokens + self.position(_places(tokens))
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
 
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, *, words: int, length: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, length, width))
+        self.position = nn.Embedding(length, width)
         self.blocks = nn.Sequential(*(Block(width, heads, causal=True) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -81,9 +82,14 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map words ``[b, t]`` to ``[b, t, words]``."""
-        hidden = self.embedding(x) + self.position[:, : x.shape[1]]
+        hidden = self.embedding(x) + self.position(_places(x))
         logits: Tensor = self.head(self.norm(self.blocks(hidden)))
         return logits
+
+
+def _places(x: Tensor) -> Tensor:
+    """Return 0, 1, … for each sample's tokens, ``[b, t]``."""
+    return torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
 
 
 def mlp() -> nn.Module:

@@ -167,10 +167,10 @@ class SecantEngine(ForwardEngine):
     @cached_property
     def _lengths(self) -> float:
         """Return 1 + ‖θ‖/‖v‖, over the tensors that v moves."""
-        norm = torch.linalg.vector_norm
-        pairs = zip(self._subset.parameters.values(), self._direction.tensors.values(), strict=True)
-        moving = [norm(parameter.detach()).item() for parameter, v in pairs if v.any()]
-        return 1 + math.hypot(*moving) / self._direction.norm
+        v = list(self._direction.tensors.values())
+        theta = [parameter.detach() for parameter in self._subset.parameters.values()]
+        moving = _norms(theta)[_norms(v) > 0]
+        return 1 + float(moving.norm()) / self._direction.norm
 
 
 def coarsest(model: nn.Module) -> float:
@@ -190,6 +190,12 @@ def coarsest(model: nn.Module) -> float:
         ):
             roundings |= {2**-10 for p in real if p.dtype == torch.float32}
     return max(roundings)
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """Return each one's norm, on one device: a GPU is asked for a number once."""
+    norms = [torch.linalg.vector_norm(tensor).float() for tensor in tensors]
+    return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
 def _slope(ahead: Tensor, here: Tensor, step: float) -> Tensor:
