@@ -1,6 +1,9 @@
 """The engine ``secant``: how near it comes to the oracle, and that it leaves nothing behind."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,6 +288,18 @@ def test_compiled_by_inductor(training):
     else:
         expected = exact(plain, reference, batch)
     assert_near(scores, expected, 2e-2)
+
+
+@pytest.mark.slow
+def test_sharded_over_two_processes():
+    """FSDP2, all parameters scored: what was gathered for one pass is not used in the next."""
+    script = Path(__file__).with_name("sharded_secant.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(script)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 class Towers(nn.Module):

@@ -59,7 +59,7 @@ ABILITIES: dict[str, Abilities] = {
         compile="yes",
         amp="yes, coarse",
         ddp=UNTESTED,
-        fsdp2=UNTESTED,
+        fsdp2="yes, from a reference sharded alike",
     ),
     "oracle": Abilities(
         exact="yes",

@@ -60,10 +60,12 @@ def moved(subset: Subset, direction: Direction, step: float, *, in_place: bool) 
     try:
         for name, parameter in subset.parameters.items():
             parameter.data.add_(direction.tensors[name], alpha=step)
+        _gather_anew(subset.model)
         yield
     finally:
         for name, parameter in subset.parameters.items():
             parameter.data.copy_(kept[name])
+        _gather_anew(subset.model)
 
 
 @contextmanager
@@ -120,6 +122,14 @@ def tied(subset: Subset) -> list[str]:
         for attribute, parameter in module._parameters.items()
         if id(parameter) in scored and (id(module), attribute) not in places
     ]
+
+
+def _gather_anew(model: nn.Module) -> None:
+    """Let sharded modules forget the weights that they gathered for the pass before."""
+    for module in model.modules():
+        reshard = getattr(module, "reshard", None)  # FSDP2's
+        if callable(reshard):
+            reshard()
 
 
 def _refuse_tied(subset: Subset) -> None:

@@ -195,7 +195,8 @@ def coarsest(model: nn.Module) -> float:
 def _norms(tensors: list[Tensor]) -> Tensor:
     """Return each one's norm, on one device: a GPU is asked for a number once."""
     norms = [torch.linalg.vector_norm(tensor).float() for tensor in tensors]
-    return torch.stack([norm.to(norms[0].device) for norm in norms])
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    return torch.stack([norm.to(whole[0].device) for norm in whole])  # of sharded ones too
 
 
 def _slope(ahead: Tensor, here: Tensor, step: float) -> Tensor:
@@ -213,4 +214,5 @@ def _is_real(value: Any) -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    address: int = tensor.untyped_storage()._cdata  # of a sharded one there is no data_ptr
+    return address
