@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from gradmimic import GradMimic, mimic_scores
 from gradmimic.direction import choose, direction
 from gradmimic.engines.elsewhere import is_compiled, moved
-from gradmimic.engines.secant import SecantEngine, coarsest
+from gradmimic.engines.secant import SecantEngine, _tf32, coarsest
 from gradmimic.errors import LossError, ParameterError, UnsupportedOperationError
 
 LOSSES = zoo.losses_of("cross-entropy")
@@ -120,6 +120,16 @@ def test_the_step_follows_dtype_autocast_and_lengths():
     here = {name: p.detach() for name, p in subset.parameters.items()}
     v = direction(subset, {**here, "1.bias": torch.ones(2)})
     assert SecantEngine(subset, v)._lengths == pytest.approx(1)
+
+
+def test_tf32_may_be_set_in_either_way(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not _tf32()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert _tf32()
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and later: operation by operation
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+        assert _tf32()
 
 
 class Dropping(nn.Module):

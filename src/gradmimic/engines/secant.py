@@ -33,6 +33,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from gradmimic.engines.attention import is_dual
 from gradmimic.engines.elsewhere import holds_storages, moved, tied, without_trace
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.errors import UnsupportedOperationError
@@ -129,10 +130,10 @@ class SecantEngine(ForwardEngine):
         """Call the model at θ + step · v, on inputs moved along their own derivatives."""
 
         def input_there(value: Any) -> Any:
-            if not isinstance(value, Tensor):
+            if not is_dual(value):
                 return value
             here, along = fwAD.unpack_dual(value)
-            return here if along is None else here + step * along
+            return here + step * along
 
         model = self._subset.model
         with without_trace(model, same_draws=same_draws):
@@ -185,11 +186,17 @@ def coarsest(model: nn.Module) -> float:
     for kind in {p.device.type for p in real}:
         if torch.is_autocast_enabled(kind):
             roundings.add(torch.finfo(torch.get_autocast_dtype(kind)).eps)
-        if kind == "cuda" and (
-            torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-        ):
+        if kind == "cuda" and _tf32():
             roundings |= {2**-10 for p in real if p.dtype == torch.float32}
     return max(roundings)
+
+
+def _tf32() -> bool:
+    """Tell whether a GPU may round float32 to 11 bits in products."""
+    try:
+        return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # it is set operation by operation: the longer step is the safe one
+        return True
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
@@ -206,7 +213,7 @@ def _slope(ahead: Tensor, here: Tensor, step: float) -> Tensor:
 
 
 def _primal(value: Any) -> Any:
-    return fwAD.unpack_dual(value).primal if isinstance(value, Tensor) else value
+    return fwAD.unpack_dual(value).primal if is_dual(value) else value  # else not even a view
 
 
 def _is_real(value: Any) -> bool:
