@@ -10,11 +10,9 @@ Run: python benchmarks/overhead.py [--params all] [--quick]
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradmimic import Canaries, GradMimic, ScoreLog
+from gradmimic.bench.memory import peak_bytes
 from gradmimic.direction import choose
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,25 +135,7 @@ class Step:
         for state in self.optimizer.state.values():
             held += [value for value in state.values() if isinstance(value, Tensor)]
         self.optimizer.zero_grad()
-        return sum(t.nbytes for t in held) + self.reference_bytes + step_peak(self)
-
-
-def step_peak(step: Callable[[], None]) -> int:
-    """Add up every allocation and release of one call, in their order, and return the peak."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    kind = 0 if DEVICE.type == "cpu" else 1
-    memory = [e for e in events if e["name"] == "[memory]" and e["args"]["Device Type"] == kind]
-    held = peak = 0
-    for event in sorted(memory, key=lambda e: e["ts"]):
-        held += int(event["args"]["Bytes"])
-        peak = max(peak, held)
-    return peak
+        return sum(t.nbytes for t in held) + self.reference_bytes + peak_bytes(self)
 
 
 def main() -> None:

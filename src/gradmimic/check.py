@@ -89,7 +89,7 @@ def check_reference(
             ``"shift"``, whose scores differ from the plain difference's by a factor only.
         ids: ``ids(batch) -> [b]``, the sample ids; needed where the reference is a table of
             outputs.
-        engine: ``"auto"``, ``"forward"`` or ``"oracle"``.
+        engine: ``"auto"``, ``"forward"``, ``"secant"`` or ``"oracle"``.
 
     Returns:
         What every alignment comes to, which one to use, and why.

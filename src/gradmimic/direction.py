@@ -40,14 +40,14 @@ class Subset:
     Args:
         parameters: each scored parameter once, by its first chosen name.
         uses: where the model reads them.
+        model: the module that holds them all, whose forward pass is scored.
         is_head: whether they are the last layer, with nothing but the loss above it.
-        model: whose parameters they are.
     """
 
     parameters: Mapping[str, nn.Parameter]
     uses: tuple[Use, ...]
+    model: nn.Module
     is_head: bool = False
-    model: nn.Module | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -233,7 +233,7 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
             f"'all', glob patterns over the parameters' names, or a callable (name, parameter) -> "
             f"bool. The names are: {listed(names)}."
         )
-    return Subset(parameters, tuple(uses), params == "head", model)
+    return Subset(parameters, tuple(uses), model, is_head=params == "head")
 
 
 def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:

@@ -12,6 +12,7 @@ from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, dir
 from gradmimic.engines import pick_engine
 from gradmimic.engines.gradients import per_sample_gradients
 from gradmimic.engines.oracle import OracleEngine
+from gradmimic.engines.segment import segment
 from gradmimic.errors import LossError, UnsupportedOperationError
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import cosine, projection
@@ -41,7 +42,9 @@ def mimic_scores(
         batch: whatever ``losses`` takes.
         losses: ``losses(model, batch) -> [b]``, one finite loss per sample.
         params: the scored parameters: ``"head"``, ``"all"``, glob patterns or a callable.
-        engine: ``"auto"``, ``"forward"``, ``"ghost"`` or ``"oracle"``.
+        engine: ``"auto"``, ``"forward"``, ``"ghost"``, ``"secant"`` or ``"oracle"``; or
+            ``"segment"``, which is (ℓ_i(θ) − ℓ_i(θ_ref))/‖v‖, the whole way to the reference in
+            place of its first step.
         variant: ``"projection"``, or ``"cosine"``, the projection over the gradient's length, which
             takes every sample's gradient whatever the engine.
 
@@ -77,6 +80,9 @@ def mimic_scores(
             with OracleEngine(subset, v) as backward:
                 values = check_losses(losses(model, batch))
             return _cosines(values, backward.stand_ins, v)
+        if engine == "segment":
+            change = segment(subset, v, lambda: check_losses(losses(model, batch)))
+            return projection(change, v.norm)
         try:
             derivative = along(subset, v)
         except UnsupportedOperationError:

@@ -79,7 +79,8 @@ class GradMimic(Joining):
             sample is clean, as the canaries tell: steadier with a weak reference or little noise.
             It needs canaries and no temperature.
         engine: ``"auto"``; ``"forward"``, for the head and for all that ``"ghost"`` refuses;
-            ``"ghost"``, for many layers; or ``"oracle"`` (slow, for doubt).
+            ``"ghost"``, for many layers; ``"secant"``, for anything that runs, not exact; or
+            ``"oracle"`` (slow, for doubt).
         log: a :class:`ScoreLog` that receives every score.
         reweight: ``"all"``, the paper's step: all parameters follow the weights; ``"scored"``: the
             scored ones alone do, the rest follow the plain mean.
@@ -267,7 +268,7 @@ class GradMimic(Joining):
                 "weigh has no forward pass to weigh. Expected `with mimic:` around the model's "
                 "forward pass, then one call of weigh."
             )
-        self._pass = None
+        self._pass = self._direction = None  # v, as large as θ, is not kept for the backward pass
         try:
             check_shape(losses)
             elsewhere = self._head_was_elsewhere()

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from gradmimic.cli.bench import bench
 from gradmimic.cli.cache import cache
 from gradmimic.cli.check import check
 from gradmimic.cli.quality import quality
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     help="Does learning from this sample move my weights toward a better model's weights?",
 )
-for command in (run, check, score, select, quality, cache):
+for command in (run, check, score, select, quality, cache, bench):
     app.command()(command)
 
 

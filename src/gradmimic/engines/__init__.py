@@ -16,6 +16,7 @@ from gradmimic.engines.auto import AutoEngine
 from gradmimic.engines.forward import ForwardEngine
 from gradmimic.engines.ghost import Backward, GhostEngine
 from gradmimic.engines.oracle import OracleEngine
+from gradmimic.engines.secant import SecantEngine
 from gradmimic.errors import ParameterError
 
 
@@ -52,11 +53,20 @@ class Engine(Protocol):
         """Drop what the pass holds; safe to call at any time."""
 
 
+ENGINES: dict[str, type[Engine]] = {
+    "forward": ForwardEngine,
+    "ghost": GhostEngine,
+    "secant": SecantEngine,
+    "oracle": OracleEngine,
+}
+"""Every engine by its name."""
+
+
 def pick_engine(name: str, backward: Backward = "never") -> Callable[[Subset, Direction], Engine]:
     """Return the engine of this name.
 
     Args:
-        name: ``"forward"``, ``"ghost"``, ``"oracle"``, or ``"auto"``, which picks one.
+        name: a key of ``ENGINES``, or ``"auto"``, which picks one.
         backward: whether ``ghost`` keeps what it takes to step with or without a second backward
             pass; by default it keeps nothing, as for scores alone.
 
@@ -70,12 +80,11 @@ def pick_engine(name: str, backward: Backward = "never") -> Callable[[Subset, Di
         >>> pick_engine("oracle").__name__
         'OracleEngine'
     """
-    engines: dict[str, Callable[[Subset, Direction], Engine]] = {
-        "auto": partial(AutoEngine, backward=backward),
-        "forward": ForwardEngine,
-        "ghost": partial(GhostEngine, backward=backward),
-        "oracle": OracleEngine,
-    }
-    if name not in engines:
-        raise ParameterError(f"engine={name!r} is unknown; expected one of {', '.join(engines)}.")
-    return engines[name]
+    if name == "auto":
+        return partial(AutoEngine, backward=backward)
+    if name == "ghost":
+        return partial(GhostEngine, backward=backward)
+    if name not in ENGINES:
+        known = ", ".join(["auto", *ENGINES])
+        raise ParameterError(f"engine={name!r} is unknown; expected one of {known}.")
+    return ENGINES[name]

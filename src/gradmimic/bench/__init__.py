@@ -1,0 +1,1 @@
+"""What every engine costs on this machine, and how near it comes to the oracle."""
