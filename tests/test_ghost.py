@@ -167,9 +167,9 @@ def test_canaries_are_scored_apart_from_their_samples(trained):
     for engine in ("oracle", "ghost"):
         mimic = GradMimic(model, reference, params="all", engine=engine, weighting="softmax")
         drawn = []
-        take = mimic._watch_canaries
-        mimic._watch_canaries = lambda s, b, c, take=take, drawn=drawn: (
-            drawn.append(s), take(s, b, c))  # fmt: skip
+        take = mimic._learning.learn
+        mimic._learning.learn = lambda whole, scores, *more, take=take, drawn=drawn: (
+            drawn.append(scores), take(whole, scores, *more))[1]  # fmt: skip
         model.zero_grad()
         with mimic:
             z = model(batch.x)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from gradmimic.engines.arguments import Read
+from gradmimic.engines.graph import walk
 from gradmimic.engines.layout import Layout, over_samples
 from gradmimic.engines.operations import NORMS, Call
 from gradmimic.errors import UsageError
@@ -50,6 +51,21 @@ class Kept:
             value = torch.zeros_like(read.tensor) if read.tangent is None else read.tangent
             self.leaves[id(read.tensor)] = value.detach().requires_grad_(self._trains(read))
         return self.leaves[id(read.tensor)]
+
+    def leave_out_unused(self) -> None:
+        """Forget the parameters that nothing was computed with: no gradient is to reach them.
+
+        DDP takes a parameter that got none, but whose turn came, for one that came twice.
+        """
+        reads = [r for call, *_ in self.calls for r in call.reads] + [r for r, _ in self.sums]
+        made = walk([r.tensor for r in reads if not r.is_parameter], [])
+        used = {id(leaf) for leaf in made.leaves}
+        names = {r.name for r in reads if r.is_parameter}
+        self.parameters = {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if name in names or id(parameter) in used
+        }
 
     def applied(self, call: Call, gradient: Tensor) -> Tensor | None:
         """Return dz of a linear call, and keep its gradient."""
@@ -178,6 +194,7 @@ def one_backward(
     Returns:
         A scalar.
     """
+    kept.leave_out_unused()
     total: Tensor = _OneBackward.apply(  # type: ignore[no-untyped-call]
         losses, weights.detach(), kept, places, *kept.parameters.values()
     )
