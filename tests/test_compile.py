@@ -201,11 +201,34 @@ def test_scores_through_compiled_code_are_refused(params, called_before):
     outer = torch.compile(model, backend="aot_eager")
     if called_before:
         outer(batch[0])
-    mimic = GradMimic(outer, reference, params=params)
+    mimic = GradMimic(outer, reference, params=params, engine="forward")
     with pytest.raises(GradMimicError, match="compiled"):
         with mimic:
             losses = losses_of(outer, batch)
         mimic.weigh(losses)
+
+
+@pytest.mark.parametrize("params", ["all", "trunk.*"])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_ghost_scores_and_trains_compiled_code_exactly(params, called_before):
+    model, reference, batch = case()
+    expected, plain = [], copy.deepcopy(model)
+    slow = GradMimic(plain, reference, params=params, engine="oracle")
+    with slow:
+        losses = losses_of(plain, batch)
+    slow.weigh(losses).backward()
+    expected = [slow.scores, *(p.grad for p in plain.parameters())]
+    outer = torch.compile(model, backend="aot_eager")
+    if called_before:
+        outer(batch[0])
+    mimic = GradMimic(outer, reference, params=params)
+    for _ in range(2):  # the first pass looks where the samples are
+        model.zero_grad()
+        with mimic:
+            losses = losses_of(outer, batch)
+        mimic.weigh(losses).backward()
+    found = [mimic.scores, *(p.grad for p in model.parameters())]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("called_before", [False, True])

@@ -39,6 +39,19 @@ TRAININGS = {
     "accumulation, all parameters": {"accumulate": 2, "options": {"params": "all"}},
     "joined, all parameters": {"steps": 5, "joined": (2, 3), "options": {"params": "all"}},
     "static graph": {"ddp": {"static_graph": True}},
+    "static graph, inner, oracle": {
+        "ddp": {"static_graph": True}, "given": "inner", "options": {"engine": "oracle"},
+    },
+    "static graph, twice": {
+        "ddp": {"static_graph": True},
+        "options": {"params": "all", "engine": "ghost", "backward": "twice"},
+    },
+    "static graph, scored only": {
+        "ddp": {"static_graph": True}, "options": {"reweight": "scored", "temperature": 0.2},
+    },
+    "static graph, outputs": {
+        "ddp": {"static_graph": True}, "known": True, "options": {"align": "outputs"},
+    },
     "accumulation": {"accumulate": 2},
     "head elsewhere": {"kind": on_ranks.Elsewhere},
     "transport": {"steps": 12, "known": True, "options": {"align": "transport"}},

@@ -77,10 +77,11 @@ class Subset:
         """Make code that was compiled without our hooks look at the scored modules again.
 
         It asks whether a parameter is another tensor than before, but not whether hooks have come.
+        Only a head is scored by hooks.
         """
         held = self.parameters
         own = all(use.module._parameters[use.attribute] is held[use.name] for use in self.uses)
-        if "torch._dynamo" not in sys.modules or not own or self.sharded:
+        if "torch._dynamo" not in sys.modules or not (self.is_head and own) or self.sharded:
             yield
             return
         with self.swapped({name: parameter.view_as(parameter) for name, parameter in held.items()}):

@@ -42,7 +42,7 @@ from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
 from gradmimic.weighting import Weighting
 from gradmimic.whole_batch import whole_batch
-from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
+from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unheard_by_ddp, unwrapped
 
 _logger = logging.getLogger("gradmimic")
 
@@ -281,10 +281,11 @@ class GradMimic(Joining):
             b = len(losses)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             known = self._observe(ids)
-            if canaries is None:
-                derivative = current.derivative(losses)
-            else:
-                derivative = current.derivative_beside(losses, canaries.losses, canaries.rows)
+            with unheard_by_ddp(losses):
+                if canaries is None:
+                    derivative = current.derivative(losses)
+                else:
+                    derivative = current.derivative_beside(losses, canaries.losses, canaries.rows)
             scores = projection(derivative, v.norm)
             if canaries is not None and canaries.trained:
                 losses = scored
@@ -316,7 +317,8 @@ class GradMimic(Joining):
             if self._reweight == "all":
                 return current.weighted(losses, shares)
             mean = whole.mean(losses)
-            return reweight_scored(losses, shares, mean, self._subset, current.stand_ins)
+            with unheard_by_ddp(losses):
+                return reweight_scored(losses, shares, mean, self._subset, current.stand_ins)
         finally:
             current.close()
 

@@ -6,17 +6,21 @@ FSDP2           a sharded parameter is gathered before it is compared with the r
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwAD
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from gradmimic.errors import ParameterError
+
+_NODES = 1000  # of the losses' graph, at most, in which DDP is looked for
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -122,6 +126,46 @@ def past_ddp(model: nn.Module) -> Iterator[None]:
         hooks.callback(model.module.register_forward_hook(take).remove)
         hooks.callback(model.register_forward_hook(give).remove)
         yield
+
+
+@contextmanager
+def unheard_by_ddp(losses: Tensor) -> Iterator[None]:
+    """Let gradients be taken for scores without DDP mistaking them for the training's.
+
+    With a static graph DDP takes the first gradient that passes its outputs for the beginning of
+    the first backward pass, and would reduce before there is anything to reduce.
+
+    Args:
+        losses: with their graph.
+    """
+    waiting = [
+        ddp
+        for ddp in _ddp_below(losses)
+        if ddp.static_graph and not ddp._static_graph_delay_allreduce_enqueued
+    ]
+    try:
+        for ddp in waiting:
+            ddp._static_graph_delay_allreduce_enqueued = True
+        yield
+    finally:
+        for ddp in waiting:
+            ddp._static_graph_delay_allreduce_enqueued = False
+
+
+def _ddp_below(losses: Tensor) -> list[DistributedDataParallel]:
+    """Return the DDP modules whose outputs the losses were made of; between lies the loss alone."""
+    if not dist.is_available() or not dist.is_initialized() or losses.grad_fn is None:
+        return []
+    found, seen, queue = [], {losses.grad_fn}, deque([losses.grad_fn])
+    while queue and len(seen) < _NODES:
+        node = queue.popleft()
+        if node.name() == "_DDPSinkBackward":
+            found.append(node.ddp_weakref())  # type: ignore[attr-defined]
+            continue
+        below = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= below
+        queue.extend(below)
+    return found
 
 
 def _tangent(value: Any) -> Tensor | None:

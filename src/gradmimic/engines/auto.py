@@ -74,7 +74,7 @@ class AutoEngine(Pass):
         return self._engine.stand_ins
 
     def _pick(self) -> str:
-        if self._subset.is_head or self._subset.model is None:
+        if self._subset.is_head or self._subset.sharded:  # forward says what FSDP2 leaves
             return "forward"
         settled = self._settled()
         if settled is not None and settled != "ghost":

@@ -122,8 +122,8 @@ class ForwardEngine(Pass):
         if not linear_head:
             raise UnsupportedOperationError(
                 f"FSDP2 shards the scored parameters of {type(module).__name__}, and the model "
-                "cannot read dual numbers in their place. Score a linear head (params='head'), or "
-                "leave the scored layers out of fully_shard."
+                "cannot read dual numbers in their place. Score a linear head (params='head'), "
+                "use engine='secant', or leave the scored layers out of fully_shard."
             )
 
         def whole_output(*call: Any) -> Tensor:

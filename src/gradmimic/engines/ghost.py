@@ -95,6 +95,12 @@ class GhostEngine(Pass):
         return trained if backward == "once" or 2 * own > size else {}
 
     def __enter__(self) -> "GhostEngine":
+        if self._subset.sharded:
+            raise UnsupportedOperationError(
+                "FSDP2 shards the scored parameters, so no layer can be applied with v. Score a "
+                "linear head (params='head'), use engine='secant', or leave the scored layers out "
+                "of fully_shard."
+            )
         self._restore.enter_context(torch.enable_grad())
         chosen = Counter(use.name for use in self._subset.uses)
         uses, swapped = samples.count_uses(self._subset.model), {}
