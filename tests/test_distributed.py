@@ -19,6 +19,8 @@ TRAININGS = {
     "inner model": {"given": "inner"},
     "all parameters": {"options": {"params": "all"}},
     "oracle": {"options": {"engine": "oracle"}},
+    "ghost": {"options": {"params": "all", "engine": "ghost"}},
+    "secant": {"options": {"params": "all", "engine": "secant"}},
     "scored only": {"options": {"reweight": "scored", "temperature": 0.2}},
     "warm-up": {"options": {"warmup": 2}},
     "auto temperature": {"options": {"temperature": "auto"}},

@@ -142,6 +142,10 @@ def fsdp_refused(rank, _folder):
     told["all"] = message(
         UnsupportedOperationError, weighed, GradMimic(model, reference, params="all"), model, x, y
     )
+    told["ghost"] = message(
+        UnsupportedOperationError,
+        weighed, GradMimic(model, reference, params="all", engine="ghost"), model, x, y,
+    )  # fmt: skip
     told["scored"] = message(ParameterError, GradMimic, model, reference, reweight="scored")
     late, _ = on_ranks.models()
     mimic = GradMimic(late, reference)
@@ -362,5 +366,6 @@ def test_fsdp2_in_bf16_and_with_the_head_outside(ran):
 def test_what_fsdp2_cannot_do_is_refused(ran):
     for told in (told["fsdp refused"] for told in ran):
         assert "FSDP2 shards the scored parameters" in told["all"]
+        assert "use engine='secant'" in told["ghost"]
         assert "reweight='scored' needs the scored parameters in one piece" in told["scored"]
         assert "Build GradMimic after" in told["late"]

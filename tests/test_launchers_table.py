@@ -30,7 +30,10 @@ TABLE = {
     ),
     "`torch.compile`": (
         ("works", f"{COMPILE}.test_a_compiled_models_head_scores_exactly"),
-        ("refused", f"{COMPILE}.test_scores_through_compiled_code_are_refused"),
+        (
+            "works; refused under `forward`",
+            f"{COMPILE}.test_ghost_scores_and_trains_compiled_code_exactly",
+        ),
     ),
     "`torch.compile` with DDP, either way round": (
         (
@@ -50,8 +53,8 @@ TABLE = {
     "`channels_last`": (
         ("works", f"{LOOPS}.test_channels_last_gives_the_same_step"),
         (
-            "works, but `group_norm` is refused",
-            f"{LOOPS}.test_group_norm_in_channels_last_is_scored_by_the_head_and_refused_by_all",
+            "works, but `group_norm` under `forward` is refused",
+            f"{LOOPS}.test_group_norm_in_channels_last_is_refused_by_forward_alone",
         ),
     ),
     "checkpointing, non-reentrant": (

@@ -41,12 +41,14 @@ class Subset:
         parameters: each scored parameter once, by its first chosen name.
         uses: where the model reads them.
         model: the module that holds them all, whose forward pass is scored.
+        called: what the user calls for it: the module itself, or what compiles it.
         is_head: whether they are the last layer, with nothing but the loss above it.
     """
 
     parameters: Mapping[str, nn.Parameter]
     uses: tuple[Use, ...]
     model: nn.Module
+    called: nn.Module
     is_head: bool = False
 
     @property
@@ -184,7 +186,13 @@ class LastUsed:
             hook.remove()
 
 
-def choose(model: nn.Module, params: Params = "head", *, head: str | None = None) -> Subset:
+def choose(
+    model: nn.Module,
+    params: Params = "head",
+    *,
+    head: str | None = None,
+    called: nn.Module | None = None,
+) -> Subset:
     """Choose the parameters that are scored.
 
     Args:
@@ -193,6 +201,7 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
             over the names, such as ``"encoder.layers.11.*"``; or a callable
             ``(name, parameter) -> bool``. Frozen parameters can be scored like any other.
         head: the head's name where it is known; found by :func:`find_head` otherwise.
+        called: what the user calls, where that is not the model itself.
 
     Returns:
         The subset S, never empty.
@@ -234,7 +243,9 @@ def choose(model: nn.Module, params: Params = "head", *, head: str | None = None
             f"'all', glob patterns over the parameters' names, or a callable (name, parameter) -> "
             f"bool. The names are: {listed(names)}."
         )
-    return Subset(parameters, tuple(uses), model, is_head=params == "head")
+    return Subset(
+        parameters, tuple(uses), model, model if called is None else called, params == "head"
+    )
 
 
 def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:

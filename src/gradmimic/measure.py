@@ -16,7 +16,7 @@ from gradmimic.engines.segment import segment
 from gradmimic.errors import LossError, UnsupportedOperationError
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import cosine, projection
-from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unwrapped
+from gradmimic.wrapped import inside_ddp, keep_out_of_graphs, past_ddp, unwrapped
 
 Batch = TypeVar("Batch")
 
@@ -70,7 +70,7 @@ def mimic_scores(
     if variant not in ("projection", "cosine"):
         raise LossError(f"variant={variant!r} is unknown; expected 'projection' or 'cosine'.")
     loaded = load_reference(unwrapped(reference) if isinstance(reference, nn.Module) else reference)
-    inner = unwrapped(model)
+    inner, called = unwrapped(model), inside_ddp(model)
 
     def score(subset: Subset) -> Tensor:
         v = direction(subset, loaded.match(inner, subset))
@@ -101,11 +101,11 @@ def mimic_scores(
 
     with torch.no_grad(), buffers_kept(model):  # engines that need gradients turn them on
         if params != "head":
-            return score(choose(inner, params))
+            return score(choose(inner, params, called=called))
         guess = find_head(inner)
         watch = LastUsed(inner)
         try:
-            scores = score(choose(inner, "head", head=guess))
+            scores = score(choose(inner, "head", head=guess, called=called))
         except LossError:
             if watch.name in (guess, None):
                 raise
@@ -113,7 +113,7 @@ def mimic_scores(
         finally:
             watch.stop()
         if scores is None or watch.name not in (guess, None):
-            scores = score(choose(inner, "head", head=watch.name))
+            scores = score(choose(inner, "head", head=watch.name, called=called))
         return scores
 
 

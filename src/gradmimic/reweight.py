@@ -42,7 +42,7 @@ from gradmimic.toward_outputs import OutputPass, TowardOutputs
 from gradmimic.trial import Given, Trial, pick_alignment
 from gradmimic.weighting import Weighting
 from gradmimic.whole_batch import whole_batch
-from gradmimic.wrapped import keep_out_of_graphs, past_ddp, unheard_by_ddp, unwrapped
+from gradmimic.wrapped import inside_ddp, keep_out_of_graphs, past_ddp, unheard_by_ddp, unwrapped
 
 _logger = logging.getLogger("gradmimic")
 
@@ -169,7 +169,7 @@ class GradMimic(Joining):
             self._alignment = self._picked(aligned)
 
     def _score_on(self, params: Params, head: str | None = None) -> None:
-        self._subset = choose(self._model, params, head=head)
+        self._subset = choose(self._model, params, head=head, called=inside_ddp(self._called))
         if self._subset.sharded and self._reweight == "scored":
             raise ParameterError(
                 "reweight='scored' needs the scored parameters in one piece, but FSDP2 shards "

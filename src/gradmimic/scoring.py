@@ -151,8 +151,12 @@ def score(
             if visits:
                 scored = [visit.score(batch, sample_ids, losses, weighing) for visit in visits]
             else:
-                # whatever batch this process begins with, what is learned is learned from the first
-                shown = next(iter(_reading(batches, [0]))) if align == "rotation" else None
+                # Whatever batch this process begins with, what is learned is learned of the first
+                # one: where the reference lies, and which engine suits.
+                shown = None
+                if align == "rotation" or (params != "head" and engine == "auto"):
+                    first = next(iter(_reading(batches, [0])))
+                    shown = first, ids(first)
                 visits, scored = begin(
                     named, reference, params, align, engine, batch, sample_ids, losses, weighing,
                     shown=shown,

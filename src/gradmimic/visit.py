@@ -137,7 +137,7 @@ def begin(
     losses: Losses[Any],
     weighing: Weighing,
     *,
-    shown: Any = None,
+    shown: tuple[Any, Any] | None = None,
 ) -> tuple[list[Visit], list[Scores]]:
     """Make every checkpoint ready, and score the first batch, which shows where the head is.
 
@@ -151,7 +151,8 @@ def begin(
         ids: ``[b]``, of its samples.
         losses: ``losses(model, batch)``.
         weighing: makes weights of scores.
-        shown: a batch that every process has the same, for an alignment that learns from one pass.
+        shown: a batch that every process has the same, and its ids, where alignment or engine are
+            settled by one pass.
 
     Returns:
         The checkpoints, and what the batch came to at each.
@@ -172,11 +173,13 @@ def begin(
         for epoch, (name, own) in enumerate(named.items()):
             subset = choose(own, params, head=head)
             alignment = pick_alignment(align, own, subset, reference)
-            if shown is not None:
+            if shown is not None and align == "rotation":
                 with alignment.watching():
-                    losses(own, shown)
+                    losses(own, shown[0])
                 alignment.observe(None)
             visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
+            if shown is not None and engine == "auto":
+                visits[-1].score(shown[0], shown[1], losses, weighing)
         return visits, [visit.score(batch, ids, losses, weighing) for visit in visits]
 
     if guess is None:

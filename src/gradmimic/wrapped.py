@@ -53,6 +53,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def inside_ddp(model: nn.Module) -> nn.Module:
+    """Return the module inside DDP, compiled or not; another one as it is."""
+    return inside_ddp(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
 def keep_out_of_graphs(modules: Iterable[nn.Module]) -> None:
     """Let modules run as written, hooks included, inside whatever is compiled.
 
@@ -66,7 +71,7 @@ def keep_out_of_graphs(modules: Iterable[nn.Module]) -> None:
     if "torch._dynamo" not in sys.modules:
         return
     for module in modules:
-        if hasattr(module._compiled_call_impl, "_of_gradmimic"):
+        if module._compiled_call_impl is not None and not compiles_itself(module):
             continue  # a new function would be compiled around anew
         call = module._call_impl
         try:
@@ -75,6 +80,12 @@ def keep_out_of_graphs(modules: Iterable[nn.Module]) -> None:
             eager = torch.compiler.disable(call)
         eager._of_gradmimic = True
         module._compiled_call_impl = eager
+
+
+def compiles_itself(module: nn.Module) -> bool:
+    """Tell whether ``Module.compile`` has taken over a module's calls, and we have not."""
+    call = module._compiled_call_impl
+    return call is not None and not hasattr(call, "_of_gradmimic")
 
 
 def whole(tensor: Tensor) -> Tensor:

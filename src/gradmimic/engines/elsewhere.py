@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.errors import UnsupportedOperationError
+from gradmimic.wrapped import compiles_itself
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def without_trace(model: nn.Module, *, same_draws: bool = True) -> Iterator[None
 
 def holds_storages(subset: Subset) -> bool:
     """Tell whether code holds on to the parameters' storages, so that only values may change."""
-    return is_compiled(subset.model) or any(
+    return is_compiled(subset.called) or any(
         type(parameter.detach()) is not Tensor for parameter in subset.parameters.values()
     )
 
@@ -107,7 +108,7 @@ def is_compiled(model: nn.Module) -> bool:
     """Tell whether ``torch.compile`` or ``Module.compile`` has taken over a part of the model."""
     return any(
         # by its one child's name: the class itself lies in torch._dynamo, slow to import
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        "_orig_mod" in module._modules or compiles_itself(module)
         for module in model.modules()
     )
 

@@ -83,9 +83,11 @@ class SecantEngine(ForwardEngine):
             duals = {name: fwAD.make_dual(t, v[name]) for name, t in self.stand_ins.items()}
             self._restore.enter_context(subset.swapped(duals))
         # Not hooks: those of a compiled module would be compiled into it.
-        own = vars(subset.model)
+        own = vars(subset.called)
         before = {key: own[key] for key in own if key == "_compiled_call_impl"}
-        self._call: Callable[..., Any] = subset.model._compiled_call_impl or subset.model._call_impl
+        self._call: Callable[..., Any] = (
+            subset.called._compiled_call_impl or subset.called._call_impl
+        )
         own["_compiled_call_impl"] = self._differenced
         self._restore.callback(own.update, before)
         self._restore.callback(own.pop, "_compiled_call_impl")
@@ -110,7 +112,7 @@ class SecantEngine(ForwardEngine):
         behind = self._leaves(output)
         if [a.shape for a in ahead] != [b.shape for b in behind]:
             raise UnsupportedOperationError(
-                f"{type(self._subset.model).__name__} returns tensors of other shapes at other "
+                f"{type(self._subset.called).__name__} returns tensors of other shapes at other "
                 "weights, so they have no difference. Use engine='forward' or engine='oracle'."
             )
         duals = iter(
@@ -155,7 +157,7 @@ class SecantEngine(ForwardEngine):
         found = [leaf for leaf in tree_flatten(output)[0] if _is_real(leaf)]
         if not found:
             raise UnsupportedOperationError(
-                f"{type(self._subset.model).__name__} returned {type(output).__name__}. "
+                f"{type(self._subset.called).__name__} returned {type(output).__name__}. "
                 "engine='secant' expects floating point tensors, alone or in tuples, lists, "
                 "dicts or other pytrees; return those, or use engine='forward'."
             )
