@@ -23,7 +23,8 @@ bench: $(VENV)/.dev  ## every table that the docs quote; takes four hours
 	$(BIN)/python benchmarks/figures.py --seeds 3
 	$(BIN)/python benchmarks/figures.py --seeds 3 --lr 0.0003
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/overhead.py --params all
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/quality.py --data cifar10

@@ -17,10 +17,10 @@ from gradmimic.errors import LossError, UnsupportedOperationError
 from gradmimic.reference import load_reference
 
 
-def picked(model, reference, params):
+def picked(model, reference, params, backward="auto"):
     subset = choose(model, params)
     v = direction(subset, load_reference(reference).match(model, subset))
-    return AutoEngine(subset, v).name
+    return AutoEngine(subset, v, backward).name
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +39,15 @@ def test_more_than_the_head_is_scored_by_ghost_and_it_says_so_once(kind, caplog)
     model, reference = zoo.build(kind, 3)
     batch, losses = zoo.draw(kind, 6), zoo.losses_of("cross-entropy")
     expected = mimic_scores(model, reference, batch, losses, params="all", engine="oracle")
+    scores = mimic_scores(model, reference, batch, losses, params="all")  # by forward: no step
+    torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
+    assert not caplog.records
+    mimic = GradMimic(model, reference, params="all")
     for _ in range(2):
-        scores = mimic_scores(model, reference, batch, losses, params="all")
-        torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
+        with mimic:
+            values = losses(model, batch)
+        mimic.weigh(values)
+        torch.testing.assert_close(mimic.scores, expected, rtol=1e-9, atol=1e-9)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "engine='auto' uses 'ghost' for" in said
 
@@ -50,8 +56,11 @@ def test_batch_statistics_go_forward(caplog):
     model, reference = zoo.build("cnn-batchnorm-train", 3)
     batch, losses = zoo.draw("cnn", 6), zoo.losses_of("cross-entropy")
     expected = mimic_scores(model, reference, batch, losses, params="all", engine="oracle")
-    scores = mimic_scores(model, reference, batch, losses, params="all")
-    torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
+    mimic = GradMimic(model, reference, params="all")
+    with mimic:
+        values = losses(model, batch)
+    mimic.weigh(values)
+    torch.testing.assert_close(mimic.scores, expected, rtol=1e-9, atol=1e-9)
     assert "goes on with 'forward'. 1 normalizes by the statistics" in caplog.text
     assert picked(model.eval(), reference, "all") == "ghost"
 
@@ -101,7 +110,8 @@ def test_what_neither_can_is_left_to_the_reverse_mode(caplog):
     for _ in range(2):
         scores = mimic_scores(model, reference, batch, losses, params="all")
         torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
-    assert picked(model, reference, "all") == "transposed"
+    assert picked(model, reference, "all", backward="never") == "transposed"
+    assert caplog.text.count("goes on with 'ghost'") == 1
     assert caplog.text.count("goes on with 'transposed'") == 1
 
 

@@ -70,7 +70,7 @@ def column(folder, name):
     return np.array(rows_of(folder)[name].to_pylist())
 
 
-@pytest.mark.parametrize("engine", ["forward", "oracle"])
+@pytest.mark.parametrize("engine", ["auto", "forward", "oracle"])
 @pytest.mark.parametrize("params", ["head", "all"])
 @pytest.mark.parametrize(
     ("kind", "loss"),
@@ -104,6 +104,19 @@ def test_scores_are_those_of_one_batch_at_a_time(tmp_path, kind, loss, params, e
     for model, state in zip(models, before, strict=True):
         torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
         assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("engine", "tolerance"), [("ghost", 1e-6), ("secant", 1e-3)])
+def test_other_engines_score_too(tmp_path, engine, tolerance):
+    models, reference = trained("transformer")
+    batches = pieces("transformer", 12, 5)
+    run(tmp_path, models, reference, batches, loss="mse", params="all", engine=engine)
+    expected = [
+        mimic_scores(model.eval(), reference, batch, zoo.losses_of("mse"), params="all")
+        for model in models
+        for _, batch in batches
+    ]
+    np.testing.assert_allclose(column(tmp_path, "score"), torch.cat(expected), atol=tolerance)
 
 
 def test_each_checkpoint_is_an_epoch_and_each_batch_has_its_step(tmp_path):

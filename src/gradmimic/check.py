@@ -28,6 +28,7 @@ from gradmimic.errors import (
     DirectionError,
     LossError,
     ReferenceMismatchError,
+    UnsupportedOperationError,
     UsageError,
 )
 from gradmimic.measure import buffers_kept, check_losses
@@ -293,14 +294,31 @@ def _scored(
             v.observe(own.ids)
             derivative = OutputPass(subset, v).derivative(both)
     else:
-        with pick_engine(engine)(subset, v) as single_pass:
-            values, drawn = _losses(losses, model, own.batch)
-        if drawn is None:
-            derivative = single_pass.derivative(values)
-        else:
-            derivative = single_pass.derivative_beside(values, drawn.losses, drawn.rows)
-        single_pass.close()
+        try:
+            derivative, values, drawn = _along(v, model, subset, own, losses, engine)
+        except UnsupportedOperationError:  # engine auto has another one by now
+            derivative, values, drawn = _along(v, model, subset, own, losses, engine)
     return projection(derivative, v.norm).cpu(), values.detach(), drawn
+
+
+def _along(
+    v: Direction,
+    model: nn.Module,
+    subset: Subset,
+    own: _Held,
+    losses: Losses[Any],
+    engine: str,
+) -> tuple[Tensor, Tensor, CanaryLosses | None]:
+    """Run one pass; return the derivatives ``[b + c]``, the losses, and the canaries."""
+    with pick_engine(engine)(subset, v) as single_pass:
+        values, drawn = _losses(losses, model, own.batch)
+    try:
+        if drawn is None:
+            return single_pass.derivative(values), values, None
+        beside = single_pass.derivative_beside(values, drawn.losses, drawn.rows)
+        return beside, values, drawn
+    finally:
+        single_pass.close()
 
 
 def _place(v: Direction, subset: Subset) -> tuple[float | None, float | None]:

@@ -19,7 +19,7 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, find_head
 from gradmimic.engines import Engine, pick_engine
-from gradmimic.errors import DirectionError, GradMimicError, LossError
+from gradmimic.errors import DirectionError, GradMimicError, LossError, UnsupportedOperationError
 from gradmimic.measure import check_shape
 from gradmimic.outputs import Outputs
 from gradmimic.reference import load_reference
@@ -100,6 +100,12 @@ class Visit:
 
     def score(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
         """Score one batch; nothing is asked of a GPU."""
+        try:
+            return self._scored(batch, ids, losses, weighing)
+        except UnsupportedOperationError:  # engine auto has another one by now
+            return self._scored(batch, ids, losses, weighing)
+
+    def _scored(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
         v = self._v
         toward = OutputForward(self._subset, v, ids) if isinstance(v, TowardOutputs) else None
         single_pass = toward or self._engine(self._subset, v)  # type: ignore[arg-type]
@@ -113,8 +119,11 @@ class Visit:
                     raise LossError(
                         f"Expected as many ids as losses, got {len(ids)} and {len(values)}."
                     )
-                both = values if canaries is None else torch.cat([values, canaries.losses])
-            derivative = single_pass.derivative(both)
+            if canaries is None:
+                both, derivative = values, single_pass.derivative(values)
+            else:
+                both = torch.cat([values, canaries.losses])
+                derivative = single_pass.derivative_beside(values, canaries.losses, canaries.rows)
         finally:
             single_pass.close()
         scores, b = projection(derivative, v.norm), len(values)

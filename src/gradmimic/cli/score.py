@@ -78,7 +78,10 @@ def score(
         ),
     ] = "head",
     engine: Annotated[
-        str, typer.Option(help="auto, forward or oracle.", rich_help_panel=SCORES)
+        str,
+        typer.Option(
+            help="auto, forward, ghost, secant (not exact) or oracle.", rich_help_panel=SCORES
+        ),
     ] = "auto",
     temperature: Annotated[
         float | None,

@@ -1,9 +1,10 @@
 """Engine ``auto``: the cheapest exact way for what is scored and what the model holds.
 
     the head                                  forward: dual numbers enter at the last layer
-    more, and samples do not interact         ghost
+    scores of more, without a step            forward: nothing is recorded, so it is the cheapest
+    a step, and samples do not interact       ghost
     batch statistics, contrastive losses      forward
-    an operation without forward mode         two backward passes, or one per sample
+    an operation without forward mode         ghost; else two backward passes, or one per sample
 
 Whether samples interact is only seen in a pass. A pass that ``ghost`` gives up is finished by the
 reverse mode from the graph that is there, and the next one starts with another engine.
@@ -59,6 +60,7 @@ class AutoEngine(Pass):
 
     def __init__(self, subset: Subset, direction: Direction, backward: Backward = "twice") -> None:
         self._subset, self._direction = subset, direction
+        self._scoring = backward == "never"
         self.name = self._pick()
         self._engine: GhostEngine | ForwardEngine | TransposedEngine
         if self.name == "ghost":
@@ -77,8 +79,10 @@ class AutoEngine(Pass):
         if self._subset.is_head or self._subset.sharded:  # forward says what FSDP2 leaves
             return "forward"
         settled = self._settled()
-        if settled is not None and settled != "ghost":
+        if settled is not None and (settled != "ghost" or self._scoring):
             return settled
+        if self._scoring:
+            return "forward"
         for name, _ in over_the_batch(self._subset.model):
             self._say("forward", f"{name} normalizes by the statistics of the batch")
             return "forward"
@@ -104,7 +108,8 @@ class AutoEngine(Pass):
         try:
             self._engine.__exit__(kind, error, trace)
         except UnsupportedOperationError as refused:
-            self._settle("transposed", str(refused))  # whoever runs the pass again gets it
+            first = self._scoring and self.name == "forward"  # whoever runs the pass again gets it
+            self._settle("ghost" if first else "transposed", str(refused))
             raise
 
     def derivative(self, losses: Tensor) -> Tensor:
@@ -125,10 +130,14 @@ class AutoEngine(Pass):
 
     def _take_over(self, losses: Tensor, error: GradMimicError) -> TransposedEngine:
         """Let the reverse mode finish the pass, and another engine begin the next."""
+        if self._scoring and isinstance(self._engine, ForwardEngine) and not self._subset.is_head:
+            self._settle("ghost")  # whoever runs the pass again gets it
+            raise UnsupportedOperationError(str(error)) from error
         if not isinstance(self._engine, GhostEngine) or not losses.requires_grad:
             raise error
         nodes = walk([losses], []).nodes
-        self._settle("transposed" if any(map(_no_forward_mode, nodes)) else "forward", str(error))
+        stuck = self._scoring or any(map(_no_forward_mode, nodes))
+        self._settle("transposed" if stuck else "forward", str(error))
         stand_ins = self._engine.stand_ins
         self._engine.close()
         self._engine = TransposedEngine.taking_over(self._subset, self._direction, stand_ins)
@@ -144,7 +153,7 @@ class AutoEngine(Pass):
         self._engine.close()
 
     def _key(self) -> tuple[str, ...]:
-        return tuple(self._subset.parameters)
+        return ("scores" if self._scoring else "steps", *self._subset.parameters)
 
     def _settled(self) -> str | None:
         model = self._subset.model

@@ -78,7 +78,8 @@ class TransposedEngine(OracleEngine):
                 raise UnsupportedOperationError(
                     f"engine='auto' is left with one backward pass for each of {len(losses)} "
                     f"samples, since the model cannot be differentiated twice: {error} Pass "
-                    "engine='forward', or engine='oracle' if that many passes are all right."
+                    "engine='forward'; engine='secant', which needs no derivative and is not "
+                    "exact; or engine='oracle' if that many passes are all right."
                 ) from error
             return super().derivative(losses)
 
