@@ -26,7 +26,7 @@ TABLE = {
     ),
     "FSDP2 (`fully_shard`)": (
         ("works", f"{HERE}.test_fsdp2_gives_what_one_process_gives"),
-        ("refused", f"{HERE}.test_what_fsdp2_cannot_do_is_refused"),
+        ("refused, but by `secant`", f"{HERE}.test_what_fsdp2_cannot_do_is_refused"),
     ),
     "`torch.compile`": (
         ("works", f"{COMPILE}.test_a_compiled_models_head_scores_exactly"),

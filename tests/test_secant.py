@@ -19,6 +19,7 @@ from gradmimic.direction import choose, direction
 from gradmimic.engines.elsewhere import is_compiled, moved
 from gradmimic.engines.secant import SecantEngine, _tf32, coarsest
 from gradmimic.errors import LossError, ParameterError, UnsupportedOperationError
+from gradmimic.wrapped import unwrapped
 
 LOSSES = zoo.losses_of("cross-entropy")
 PARAMS = ("head", "all", "*weight", ["*bias", "*norm*"])
@@ -294,7 +295,7 @@ def test_compiled_by_inductor(training):
         torch.manual_seed(5)
         scores, _ = trained_scores(model, better, batch)
     if training:  # no other engine draws these masks; the loss a little further along v tells
-        subset = choose(model, "all")
+        subset = choose(unwrapped(model), "all", called=model)
         v = direction(subset, better)
         ends = []
         for step in (1e-2, -1e-2):

@@ -101,6 +101,17 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Cut a tensor, the same on every rank, as FSDP2 has cut a parameter; others as they are."""
+    if not is_sharded(parameter) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)  # noqa: S101
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether a tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "full_tensor")

@@ -59,7 +59,7 @@ ABILITIES: dict[str, Abilities] = {
         compile="yes",
         amp="yes, coarse",
         ddp="yes",
-        fsdp2="yes, from a reference sharded alike",
+        fsdp2="yes",
     ),
     "oracle": Abilities(
         exact="yes",

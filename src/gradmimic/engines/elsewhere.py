@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradmimic.direction import Direction, Subset
 from gradmimic.errors import UnsupportedOperationError
-from gradmimic.wrapped import compiles_itself
+from gradmimic.wrapped import compiles_itself, sharded_like
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def moved(subset: Subset, direction: Direction, step: float, *, in_place: bool) 
     kept = {name: here.clone() for name, here in theta.items()}
     try:
         for name, parameter in subset.parameters.items():
-            parameter.data.add_(direction.tensors[name], alpha=step)
+            parameter.data.add_(sharded_like(direction.tensors[name], parameter), alpha=step)
         _gather_anew(subset.model)
         yield
     finally:
