@@ -1,0 +1,1 @@
+"""The jobs on pairs of pictures and captions: ``--task clip``."""
