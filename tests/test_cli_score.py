@@ -353,7 +353,7 @@ def test_a_full_disk_is_told_and_the_rest_done_later(folder, command, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         return sync(file)
 
-    monkeypatch.setattr("gradmimic.scoring.SECONDS", 0.0)
+    monkeypatch.setattr("gradmimic.units.SECONDS", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         command.refused(
@@ -401,9 +401,9 @@ def test_the_environment_says_which_process_this_is(monkeypatch, folder):
 # A process as torchrun would start it, which writes a part for every batch.
 CHILD = """
 import sys
-import gradmimic.scoring
+import gradmimic.units
 from gradmimic.cli import main
-gradmimic.scoring.SECONDS = 0.0
+gradmimic.units.SECONDS = 0.0
 main()
 """
 

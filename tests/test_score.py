@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-import gradmimic.scoring
+import gradmimic.units
 from gradmimic import Canaries, Outputs, ScoreLog, mimic_scores
 from gradmimic.ahead import DEPTH, ahead
 from gradmimic.direction import choose
@@ -256,7 +256,7 @@ def test_half_a_batch_is_never_written(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(ScoreLog, "append", interrupted)
-        patched.setattr(gradmimic.scoring, "SECONDS", 0.0)
+        patched.setattr(gradmimic.units, "SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "log", models, reference, batches)
     assert {step % 6 for step in column(tmp_path / "log", "step").tolist()} == {0, 1}
@@ -281,7 +281,7 @@ def test_all_rows_of_a_batch_are_in_one_part(tmp_path, rows_per_part):
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
     models, reference = trained()
     batches = pieces("mlp", 30, 5)
-    monkeypatch.setattr(gradmimic.scoring, "SECONDS", 0.0)
+    monkeypatch.setattr(gradmimic.units, "SECONDS", 0.0)
     sync, calls = os.fsync, [0]
 
     def full(file):

@@ -4,37 +4,23 @@
     epoch = j,  step = j · n + number of the batch                     of n batches
     process r of W scores the batches r, r + W, r + 2 W, …
 
-A batch is the unit of work: what it scores depends on nothing but itself, and all its rows, of
-every checkpoint, are in one part of the log, which appears whole or not at all. So the log itself
-tells what is done; a run that was killed anywhere is started again, with any number of processes,
-and ends as if nothing had been.
+A batch is the unit of work (``gradmimic.units``): the log tells which ones are done.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from gradmimic.ahead import ahead
 from gradmimic.direction import Params
-from gradmimic.errors import LogError, LossError, ParameterError, UsageError
+from gradmimic.errors import ParameterError, UsageError
 from gradmimic.log import ScoreLog
-from gradmimic.log_reader import read_part
-from gradmimic.outputs import evaluating
-from gradmimic.record import record
 from gradmimic.trial import Given
-from gradmimic.visit import Losses, Scores, Visit, Weighing, begin
-
-SECONDS = 10.0  # at most so much work is lost to a kill
-EVENT = "scoring"  # what the log notes of the work that it is cut into
+from gradmimic.units import Piece, check_work, finished, score_units
+from gradmimic.visit import Losses
 
 Batch = TypeVar("Batch")
 Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -114,7 +100,7 @@ def score(
     Source: arXiv 2501.06708, section 3.1, at many checkpoints.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> x, y = torch.eye(4), torch.tensor([0, 1, 1, 0])
         >>> checkpoints, better = [nn.Linear(4, 2), nn.Linear(4, 2)], nn.Linear(4, 2)
         >>> def losses(model, rows):
@@ -134,121 +120,41 @@ def score(
         )
     told = "function" if callable(params) else params
     facts = {"batches": total, "checkpoints": len(named), "align": align, "params": told}
-    _check_work(log, facts)
+    check_work(log, facts)
     done = finished(log, total)
     own = range(log.rank, total, processes)
     wanted = [number for number in own if number not in done]
-    samples = 0
-    with ExitStack() as stack, torch.no_grad():  # engines that need gradients turn them on
-        for model in named.values():
-            stack.enter_context(evaluating(model))
-        weighing = Weighing(temperature)
-        visits: list[Visit] = []
-        writer = _Writer(log, total)
-        waiting: _Rows | None = None  # a GPU works on the next batch while these are written
-        for number, batch in zip(wanted, _reading(batches, wanted), strict=True):
-            sample_ids = ids(batch)
-            if visits:
-                scored = [visit.score(batch, sample_ids, losses, weighing) for visit in visits]
-            else:
-                # Whatever batch this process begins with, what is learned is learned of the first
-                # one: where the reference lies, and which engine suits.
-                shown = None
-                if align == "rotation" or (params != "head" and engine == "auto"):
-                    first = next(iter(_reading(batches, [0])))
-                    shown = first, ids(first)
-                visits, scored = begin(
-                    named, reference, params, align, engine, batch, sample_ids, losses, weighing,
-                    shown=shown,
-                )  # fmt: skip
-            if waiting is not None:
-                writer.add(waiting)
-            waiting = _Rows(number, sample_ids, scored)
-            samples += len(sample_ids)
-            on_batch(len(sample_ids))
-        if waiting is not None:
-            writer.add(waiting)
-        writer.flush()
+    samples = score_units(
+        named, reference, _Batches(batches), wanted, losses, log, ids=ids, params=params,
+        align=align, temperature=temperature, engine=engine, on_batch=on_batch,
+    )  # fmt: skip
     return Scored(len(wanted), samples, len(own) - len(wanted))
 
 
-class _Rows(NamedTuple):
-    """What a batch came to, still on its device."""
+class _Batches:
+    """Batches that are units by themselves."""
 
-    number: int
-    ids: Any
-    scored: list[Scores]
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
 
+    def __len__(self) -> int:
+        return len(self._batches)
 
-class _Writer:
-    """Logs whole batches, and writes a part from time to time."""
+    def read(self, wanted: Sequence[int]) -> Iterator[Piece]:
+        """Yield the wanted batches, read ahead."""
+        for number, batch in zip(wanted, _reading(self._batches, wanted), strict=True):
+            yield Piece(number, batch, True)
 
-    def __init__(self, log: ScoreLog, batches: int) -> None:
-        log.flush()
-        self._log, self._batches = log, batches
-        self._rows, self._written = 0, time.monotonic()
+    def shown(self) -> list[Any]:
+        """Return the first batch."""
+        return list(_reading(self._batches, [0]))
 
-    def add(self, rows: _Rows) -> None:
-        """Log a batch, of every checkpoint; in one part, that is, or not at all."""
-        first = rows.scored[0].columns
-        # one transfer for all of them: on a GPU each one waits for the device
-        table = torch.cat([own.columns.to(first.device) for own in rows.scored], 1).cpu().numpy()
-        if not np.isfinite(table).all():
-            raise _not_finite(rows, table)
-        size, start = table.shape[1], 0
-        self._log.rows_per_part = max(self._log.rows_per_part, size)
-        if self._rows + size > self._log.rows_per_part:
-            self.flush()
-        try:
-            for visit, columns, canaries, known, norm in rows.scored:
-                stop = start + columns.shape[1]
-                record(
-                    self._log,
-                    rows.ids,
-                    table[:, start:stop],
-                    known,
-                    canaries,
-                    epoch=visit.epoch,
-                    step=visit.epoch * self._batches + rows.number,
-                    # one that never changes is told once, not a million times
-                    direction_norm=norm if rows.number == 0 or not visit.one_norm else None,
-                )
-                start = stop
-        except BaseException:
-            self._log.discard()  # half a batch would pass for a whole one
-            raise
-        self._rows += size
-        if time.monotonic() - self._written >= SECONDS:
-            self.flush()
+    def ended(self, number: int) -> None:
+        """Keep no books: a batch has rows, and these are enough."""
 
-    def flush(self) -> None:
-        """Write what was added as one part."""
-        try:
-            self._log.flush()
-        except BaseException:
-            self._log.discard()  # to be scored again, when there is room
-            raise
-        self._rows, self._written = 0, time.monotonic()
-
-
-def _not_finite(rows: _Rows, table: npt.NDArray[np.float32]) -> LossError:
-    """Say which loss or score is NaN or infinite."""
-    # the weights of a whole batch are NaN where one score is
-    bad = int(np.flatnonzero(~np.isfinite(table[[0, 2]]).all(axis=0))[0])
-    owners = [(own, place) for own in rows.scored for place in range(own.columns.shape[1])]
-    own, place = owners[bad]
-    ids = rows.ids.tolist() if isinstance(rows.ids, Tensor | np.ndarray) else list(rows.ids)
-    if place < len(ids):
-        sample = repr(ids[place])
-    else:
-        assert own.canaries is not None  # noqa: S101  there are more columns than samples
-        sample = f"{own.canaries.ids[place - len(ids)]!r} as a canary"
-    score, _, loss = table[:, bad]
-    what, value = ("score", score) if np.isfinite(loss) else ("loss", loss)
-    return LossError(
-        f"The {what} of sample {sample} is {value} at {own.visit.name}, in batch {rows.number}. "
-        "Look at that sample and that checkpoint. What was scored before is kept."
-    )
+    def called(self, number: int) -> str:
+        """Name a batch."""
+        return f"batch {number}"
 
 
 def _named(models: Models) -> dict[str, nn.Module]:
@@ -262,43 +168,6 @@ def _named(models: Models) -> dict[str, nn.Module]:
     if not named:
         raise UsageError("there is no model. Pass one, or the checkpoints of a training in order.")
     return named
-
-
-def finished(log: ScoreLog, batches: int) -> set[int]:
-    """Return the numbers of the batches that the log holds, of all processes.
-
-    Args:
-        log: of :func:`score`.
-        batches: of how many.
-
-    Raises:
-        LogError: a part of the log is damaged.
-    """
-    steps: set[int] = set()
-    for part in log.parts:
-        steps.update(pc.unique(read_part(part, ["step"]).column(0)).to_pylist())
-    return {step % batches for step in steps}
-
-
-def _check_work(log: ScoreLog, facts: Mapping[str, Any]) -> None:
-    """Refuse a log of anything else, and say in a new one what it is of."""
-    log.flush()
-    told = [event for event in log.events if event["event"] == EVENT]
-    for event in told:
-        if changed := [key for key, value in facts.items() if event.get(key) != value]:
-            key = changed[0]
-            raise LogError(
-                f"the log at {log.path} is of other work: {key} was {event.get(key)!r}, now it is "
-                f"{facts[key]!r}. Log to a folder of its own, or score as before."
-            )
-    if told or log.rank > 0:
-        return
-    if log.parts:
-        raise LogError(
-            f"the log at {log.path} holds scores that gradmimic.scoring did not write. Log to a "
-            "folder of its own."
-        )
-    log.mark(EVENT, 0, **facts)
 
 
 def _check_batches(batches: Any) -> None:

@@ -3,10 +3,11 @@
     m_i = ⟨−∇_{θ_S} ℓ_i, v⟩ / ‖v‖,  w = softmax(m / τ)
 
 v is taken once, or per batch where it points toward outputs; nothing here asks anything of a GPU
-that would make it wait.
+that would make it wait. Other scores of the same samples, which the losses' pass yields as well,
+go beside, each under the name of its scorer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -29,13 +30,24 @@ from gradmimic.trial import Given, pick_alignment
 from gradmimic.weighting import Weighting
 
 Batch = TypeVar("Batch")
-Losses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, CanaryLosses | None]]
+
+
+class Said(NamedTuple):
+    """What a pass says of a batch of b samples, and of c canaries."""
+
+    losses: Tensor  # [b]
+    canaries: CanaryLosses | None = None
+    others: Mapping[str, Tensor] = {}  # by scorer [b + c], of the samples, then of the canaries
+
+
+Losses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, CanaryLosses | None] | Said]
 
 
 class Scores(NamedTuple):
-    """What a batch came to at one checkpoint."""
+    """What a batch came to at one checkpoint, by one scorer."""
 
     visit: "Visit"
+    scorer: str
     columns: Tensor  # [3, b + c]: score, weight, loss; of the samples, then of the canaries
     canaries: CanaryLosses | None
     known: Tensor | None
@@ -61,6 +73,9 @@ class Weighing:
         if self._temperature != "auto":
             return self._fixed(scores, 0, known)
         return Weighting("softmax", "auto")(scores, 0, known)  # a spread without a past
+
+
+_BY_SPREAD = Weighing("auto")  # other scores have other units
 
 
 class Visit:
@@ -98,22 +113,28 @@ class Visit:
         except DirectionError as error:
             raise DirectionError(f"{name}, epoch {epoch} of the log: {error}") from error
 
-    def score(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
-        """Score one batch; nothing is asked of a GPU."""
+    def score(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> list[Scores]:
+        """Score one batch; nothing is asked of a GPU.
+
+        Returns:
+            The mimic scores, then those of other scorers.
+        """
         try:
             return self._scored(batch, ids, losses, weighing)
         except UnsupportedOperationError:  # engine auto has another one by now
             return self._scored(batch, ids, losses, weighing)
 
-    def _scored(self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing) -> Scores:
+    def _scored(
+        self, batch: Any, ids: Any, losses: Losses[Any], weighing: Weighing
+    ) -> list[Scores]:
         v = self._v
         toward = OutputForward(self._subset, v, ids) if isinstance(v, TowardOutputs) else None
         single_pass = toward or self._engine(self._subset, v)  # type: ignore[arg-type]
         try:
             with single_pass:
                 found: Any = losses(self._model, batch)
-                pair = isinstance(found, tuple) and not isinstance(found, CanaryLosses)
-                values, canaries = found if pair else (found, None)
+                several = isinstance(found, tuple) and not isinstance(found, CanaryLosses)
+                values, canaries, others = Said(*found) if several else Said(found)
                 check_shape(values)
                 if len(values) != len(ids):
                     raise LossError(
@@ -126,13 +147,15 @@ class Visit:
                 derivative = single_pass.derivative_beside(values, canaries.losses, canaries.rows)
         finally:
             single_pass.close()
-        scores, b = projection(derivative, v.norm), len(values)
         known = None if toward is None else toward.known
-        weights = weighing(scores[:b], known)
-        if len(both) > b:
-            weights = F.pad(weights, (0, len(both) - b))  # canaries weigh nothing
-        columns = torch.stack((scores, weights, both.detach())).float()
-        return Scores(self, columns, canaries, known, v.norm)
+        by_scorer = {"mimic": (projection(derivative, v.norm), weighing)}
+        by_scorer |= {name: (own.detach(), _BY_SPREAD) for name, own in others.items()}
+        scored, b = [], len(values)
+        for name, (scores, weigh) in by_scorer.items():
+            weights = F.pad(weigh(scores[:b], known), (0, len(both) - b))  # canaries weigh nothing
+            columns = torch.stack((scores, weights, both.detach())).float()
+            scored.append(Scores(self, name, columns, canaries, known, v.norm))
+        return scored
 
 
 def begin(
@@ -146,7 +169,7 @@ def begin(
     losses: Losses[Any],
     weighing: Weighing,
     *,
-    shown: tuple[Any, Any] | None = None,
+    shown: Sequence[tuple[Any, Any]] = (),
 ) -> tuple[list[Visit], list[Scores]]:
     """Make every checkpoint ready, and score the first batch, which shows where the head is.
 
@@ -160,11 +183,11 @@ def begin(
         ids: ``[b]``, of its samples.
         losses: ``losses(model, batch)``.
         weighing: makes weights of scores.
-        shown: a batch that every process has the same, and its ids, where alignment or engine are
-            settled by one pass.
+        shown: batches that every process has the same, with their ids: an alignment learns of all
+            of them, an engine is settled on the first.
 
     Returns:
-        The checkpoints, and what the batch came to at each.
+        The checkpoints, and what the batch came to at each, by each scorer.
 
     Raises:
         DirectionError: the reference's weights equal those of a checkpoint.
@@ -182,14 +205,17 @@ def begin(
         for epoch, (name, own) in enumerate(named.items()):
             subset = choose(own, params, head=head)
             alignment = pick_alignment(align, own, subset, reference)
-            if shown is not None and align == "rotation":
-                with alignment.watching():
-                    losses(own, shown[0])
-                alignment.observe(None)
+            if align == "rotation":
+                for first, _ in shown:
+                    with alignment.watching():
+                        losses(own, first)
+                    alignment.observe(None)
             visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
-            if shown is not None and engine == "auto":
-                visits[-1].score(shown[0], shown[1], losses, weighing)
-        return visits, [visit.score(batch, ids, losses, weighing) for visit in visits]
+            if engine == "auto":
+                for first, first_ids in shown[:1]:
+                    visits[-1].score(first, first_ids, losses, weighing)
+        scores = [visit.score(batch, ids, losses, weighing) for visit in visits]
+        return visits, [own for each in scores for own in each]
 
     if guess is None:
         return scored(None)

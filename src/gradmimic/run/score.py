@@ -44,8 +44,9 @@ from gradmimic.run.score_folder import (
     finish,
     open_folder,
 )
-from gradmimic.scoring import finished, score
+from gradmimic.scoring import score
 from gradmimic.trial import Given
+from gradmimic.units import finished
 
 Align = Literal["none", "shift", "outputs"]
 Progress: TypeAlias = Callable[[str, int], Callable[[int], None]]

@@ -18,7 +18,7 @@ from gradmimic.errors import ConfigError, LogError
 from gradmimic.log_reader import RUN_FILE, LogReader, part_numbers, read_part
 from gradmimic.run.job import OUTPUTS
 from gradmimic.run.place import Place, wait_for
-from gradmimic.scoring import EVENT
+from gradmimic.units import EVENT
 
 _OWN = ("log", "labels.parquet")
 _DIGESTS = ("data", "checkpoints", "reference")
