@@ -10,7 +10,7 @@ from blobs import blob_keys, read_outputs, write_blobs
 from typer.testing import CliRunner
 
 from gradmimic.cli import app, main
-from gradmimic.run.config import RunConfig, load_config
+from gradmimic.run.config import TASKS, load_config
 
 COMMAND = [sys.executable, "-c", "from gradmimic.cli import main; main()"]
 
@@ -46,7 +46,8 @@ def test_every_key_is_a_flag_and_every_flag_a_key():
         for parameter in command.params
         if parameter.name not in {"config", "help"}
     }
-    assert options == {key.name: ["--" + key.name.replace("_", "-")] for key in fields(RunConfig)}
+    keys = {key.name for kind in TASKS.values() for key in fields(kind)}
+    assert options == {name: ["--" + name.replace("_", "-")] for name in keys}
     assert all(parameter.default is None for parameter in command.params)
 
 
@@ -55,7 +56,7 @@ def test_help_names_every_flag_and_its_default(monkeypatch):
     result = CliRunner().invoke(app, ["run", "--help"], terminal_width=200)
     assert result.exit_code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.stdout).split())
-    for key in fields(RunConfig):
+    for key in (key for kind in TASKS.values() for key in fields(kind)):
         assert f"--{key.name.replace('_', '-')} " in text
         assert key.metadata["help"] in text
     assert "[default: 0.001]" in text

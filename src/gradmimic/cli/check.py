@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradmimic.cli.run import _signature
-from gradmimic.run.config import load_config
+from gradmimic.cli.run import signature
+from gradmimic.run.config import RunConfig, load_config
 
 if TYPE_CHECKING:
     from gradmimic.run.check import Checked
@@ -110,7 +110,11 @@ def _check_signature() -> Signature:
     }
     return Signature(
         [
-            *(p for name, p in _signature().parameters.items() if name not in _UNUSED),
+            *(
+                p
+                for name, p in signature({"labels": RunConfig}).parameters.items()
+                if name not in _UNUSED
+            ),
             *(
                 Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
                 for name, (default, annotation) in own.items()

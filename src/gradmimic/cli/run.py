@@ -1,36 +1,47 @@
 """``gradmimic run``: every key of the configuration is a flag."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import Field, fields
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from gradmimic.run.config import RunConfig, load_config
+from gradmimic.run.config import TASKS, RunConfig, load_task
 
 
 def run(config: Path | None, **flags: Any) -> None:
-    """Train plain and re-weighted, find the mislabelled samples, and report.
+    """Train plain and re-weighted, find the bad samples, and report.
 
-    Needs data with labels, and a reference: samples known to be clean (--trusted), a file of better
-    weights or of outputs (--reference), or nothing but the labels (--reference self). Writes the
-    score log, selection.parquet, metrics.json, report.html, the weights and the resolved
-    config.yaml to --out.
+    With the task **labels**, the default: a classifier; needs data with labels, and a reference:
+    samples known to be clean (--trusted), a file of better weights or of outputs (--reference), or
+    nothing but the labels (--reference self). With the task **clip**: a contrastive model; needs
+    pairs of pictures and captions, and --trusted or --reference. Writes the score log,
+    selection.parquet, metrics.json, report.html, the weights and the resolved config.yaml to --out.
     """
-    resolved = load_config(config, flags)
+    resolved = load_task(config, flags)
 
     from gradmimic.cli.show import print_outcome, progress_bars
-    from gradmimic.run.job import run_job
 
     with progress_bars() as progress:
-        outcome = run_job(resolved, progress)
+        if isinstance(resolved, RunConfig):
+            from gradmimic.run.job import run_job
+
+            outcome = run_job(resolved, progress)
+        else:
+            from gradmimic.run.clip.job import run_clip
+
+            outcome = run_clip(resolved, progress)
     print_outcome(outcome)
 
 
-def _signature() -> Signature:
-    """Make a flag of every key; None stands for "not given", so that a file's value can win."""
-    hints = get_type_hints(RunConfig)
+def signature(tasks: Mapping[str, type]) -> Signature:
+    """Make a flag of every key; None stands for "not given", so that a file's value can win.
+
+    Args:
+        tasks: the configurations by task. A key of several of them is one flag.
+    """
     file = typer.Argument(help="A YAML or TOML file of the keys below.", show_default=False)
     parameters = [
         Parameter(
@@ -40,35 +51,64 @@ def _signature() -> Signature:
             annotation=Annotated[Path | None, file],
         )
     ]
-    for key in fields(RunConfig):
-        default = "" if key.default in (None, "") else f" [default: {_text(key.default)}]"
-        option = typer.Option(
-            help=key.metadata["help"] + default,
-            rich_help_panel=key.metadata["group"],
-            show_default=False,
-        )
+    owners: dict[str, list[str]] = {}
+    for task, kind in tasks.items():
+        for key in fields(kind):
+            owners.setdefault(key.name, []).append(task)
+    for name in sorted(owners, key=lambda name: (name != "task", len(owners[name]) == 1)):
+        keys = {task: _field(tasks[task], name) for task in owners[name]}
+        types = [_flag_type(get_type_hints(tasks[task])[name]) for task in keys]
+        panel = next(iter(keys.values())).metadata["group"]
+        if len(keys) < len(tasks):
+            panel += f" (task {next(iter(keys))})"
+        option = typer.Option(help=_help(keys), rich_help_panel=panel, show_default=False)
         parameters.append(
             Parameter(
-                key.name,
+                name,
                 Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[_flag_type(hints[key.name]) | None, option],
+                annotation=Annotated[_merged(types) | None, option],
             )
         )
     return Signature(parameters)
 
 
+def _field(kind: Any, name: str) -> "Field[Any]":
+    return next(key for key in fields(kind) if key.name == name)
+
+
+def _help(keys: "Mapping[str, Field[Any]]") -> str:
+    """Explain a key, and once more for a task in which it is another one."""
+    said: list[str] = []
+    for task, key in keys.items():
+        text = key.metadata["help"]
+        if key.name == "task":
+            return f"{text} [default: labels]"
+        if key.default not in (None, ""):
+            text += f" [default: {_text(key.default)}]"
+        if text not in said:
+            said.append(text if not said else f"{task}: {text}")
+    return " ".join(dict.fromkeys(said))
+
+
 def _flag_type(hint: Any) -> Any:
     """Return what a flag takes: the type itself, text where there are several."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    if str(hint).startswith("typing.Literal") or not kinds:
+    if get_origin(hint) is Literal or not kinds:
         return hint
     return kinds[0] if len(kinds) == 1 else str
+
+
+def _merged(types: list[Any]) -> Any:
+    """Return what a flag of several tasks takes; the task's own configuration checks it again."""
+    if all(get_origin(kind) is Literal for kind in types):
+        return Literal[tuple(dict.fromkeys(value for kind in types for value in get_args(kind)))]
+    return types[0] if len(set(types)) == 1 else str
 
 
 def _text(default: object) -> str:
     return ("yes" if default else "no") if isinstance(default, bool) else str(default)
 
 
-run.__signature__ = _signature()  # type: ignore[attr-defined]
-run.__annotations__ = {name: p.annotation for name, p in _signature().parameters.items()}
+run.__signature__ = signature(TASKS)  # type: ignore[attr-defined]
+run.__annotations__ = {name: p.annotation for name, p in signature(TASKS).parameters.items()}

@@ -1,152 +1,157 @@
-"""A run's configuration: one YAML or TOML file, every key also a flag.
+"""A run's configuration: one YAML or TOML file, every key also a flag, a dataclass for each task.
 
 This module is read to build ``gradmimic run --help``, so it imports nothing heavy.
 """
 
-import importlib
-import math
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from gradmimic.atomic import atomic_write
 from gradmimic.errors import ConfigError
+from gradmimic.run.clip.config import ClipConfig
+from gradmimic.run.keys import (
+    as_plain,
+    check_least,
+    check_positive,
+    key,
+    read_keys,
+    resolve,
+    save_keys,
+)
 
 SELF = ("self", "self-early", "self-average")
 
 
-def _key(default: Any, group: str, text: str) -> Any:
-    return field(default=default, metadata={"group": group, "help": text})
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what ``gradmimic run`` does; paths are from the working directory."""
+    """Everything that decides what a run on labels does; paths are from the working directory."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    data: str = _key(
+    data: str = key(
         "",
         "Input",
         "A .npy, .npz or Parquet of features, a folder with one "
         "sub-folder of images per class, or a Parquet of encoded images.",
     )
-    labels: str | None = _key(
+    labels: str | None = key(
         None, "Input", "The given labels: a column, a .npy/.txt/.csv file, or file.parquet:column."
     )
-    ids: str | None = _key(
+    ids: str | None = key(
         None,
         "Input",
         "Unique sample ids, likewise; default: row numbers, or the paths inside a folder.",
     )
-    true_labels: str | None = _key(
+    true_labels: str | None = key(
         None, "Input", "Labels known to be right, likewise. They only ever enter metrics."
     )
-    show: str | None = _key(
+    show: str | None = key(
         None,
         "Input",
         "What the report shows of a sample: a column of texts or encoded images, likewise.",
     )
-    kind: Literal["auto", "features", "images"] = _key("auto", "Input", "What the data are.")
-    image_size: int = _key(32, "Input", "Images are stretched to this many pixels square.")
-    test: str | None = _key(None, "Input", "Data of the same kind to measure accuracy on.")
-    test_labels: str | None = _key(None, "Input", "The right labels of the test data.")
-    reference: str | None = _key(
+    kind: Literal["auto", "features", "images"] = key("auto", "Input", "What the data are.")
+    image_size: int = key(32, "Input", "Images are stretched to this many pixels square.")
+    test: str | None = key(None, "Input", "Data of the same kind to measure accuracy on.")
+    test_labels: str | None = key(None, "Input", "The right labels of the test data.")
+    reference: str | None = key(
         None,
         "Reference",
         "A file of better weights: .safetensors or .pt, such as the reference.pt of another run; a "
         ".parquet of outputs from anywhere (gradmimic cache); or, where there is neither, self: "
         "cross-fitted on the given labels, self-early or self-average.",
     )
-    align: Literal["none", "shift", "transport", "outputs", "auto"] | None = _key(
+    align: Literal["none", "shift", "transport", "outputs", "auto"] | None = key(
         None,
         "Reference",
         "How the reference is brought near the model: its weights as they are (none), its outputs "
         "as a head in the present features (transport) or as they are (outputs), or as the "
         "canaries prefer (auto). Default: none on a frozen trunk, else outputs.",
     )
-    trusted: str | tuple[int | str, ...] | None = _key(
+    trusted: str | tuple[int | str, ...] | None = key(
         None,
         "Reference",
         "Samples known to be clean, to train the reference on: a range of rows "
         "(0:500), ids (a list in the file, or a .txt/.npy), or a second table of data.",
     )
-    trusted_labels: str | None = _key(
+    trusted_labels: str | None = key(
         None, "Reference", "The labels of the trusted samples, where they are not the given ones."
     )
-    reference_epochs: int | None = _key(
+    reference_epochs: int | None = key(
         None,
         "Reference",
         "Passes over the trusted samples; default: as many steps as the training takes.",
     )
-    noise: Literal["none", "symmetric", "pair"] = _key(
+    noise: Literal["none", "symmetric", "pair"] = key(
         "none", "Noise", "Corrupt labels on purpose: any other class, or the next one."
     )
-    noise_rate: float = _key(0.0, "Noise", "The share of labels to corrupt.")
-    model: Literal["auto", "linear", "mlp", "cnn"] = _key(
+    noise_rate: float = key(0.0, "Noise", "The share of labels to corrupt.")
+    model: Literal["auto", "linear", "mlp", "cnn"] = key(
         "auto", "Training", "auto: linear for features, cnn for images."
     )
-    hidden: int = _key(64, "Training", "Width of the MLP's hidden layer or the CNN's first one.")
-    trunk: Literal["frozen", "trained"] = _key(
+    hidden: int = key(64, "Training", "Width of the MLP's hidden layer or the CNN's first one.")
+    trunk: Literal["frozen", "trained"] = key(
         "frozen",
         "Training",
         "The layers below the head, where there are any: the reference's, "
         "frozen; or trained with the head, from initial weights of their own.",
     )
-    params: str | None = _key(
+    params: str | None = key(
         None,
         "Training",
         "The scored parameters: head, all, or a glob "
         "pattern. Default: head, and all where a trained trunk is not aligned.",
     )
-    epochs: int = _key(5, "Training", "Passes over the data.")
-    batch_size: int = _key(32, "Training", "Samples per step.")
-    lr: float = _key(1e-3, "Training", "AdamW's learning rate.")
-    weight_decay: float = _key(1e-5, "Training", "AdamW's weight decay.")
-    temperature: float | Literal["auto"] | None = _key(
+    epochs: int = key(5, "Training", "Passes over the data.")
+    batch_size: int = key(32, "Training", "Samples per step.")
+    lr: float = key(1e-3, "Training", "AdamW's learning rate.")
+    weight_decay: float = key(1e-5, "Training", "AdamW's weight decay.")
+    temperature: float | Literal["auto"] | None = key(
         None,
         "Training",
         "τ of the batch weights softmax(m/τ), in the scores' unit; smaller trusts them more. auto: "
         "a share of the scores' spread. Default: 0.7, and auto where the reference is aligned.",
     )
-    weighting: Literal["softmax", "posterior"] | None = _key(
+    weighting: Literal["softmax", "posterior"] | None = key(
         None,
         "Training",
         "softmax of the scores, or how likely each sample is clean as the canaries tell. Default: "
         "posterior where the reference is aligned and there are canaries.",
     )
-    warmup: int = _key(0, "Training", "First steps that score but train on the plain mean.")
-    reweight: Literal["all", "scored"] = _key(
+    warmup: int = key(0, "Training", "First steps that score but train on the plain mean.")
+    reweight: Literal["all", "scored"] = key(
         "all", "Training", "Which parameters follow the batch weights."
     )
-    canaries: Literal["scored", "trained", "off"] = _key(
+    canaries: Literal["scored", "trained", "off"] = key(
         "scored",
         "Selection",
         "Rows with labels corrupted on purpose show what bad samples score. scored: they never "
         "enter the training; trained: they do, which suits models that memorise.",
     )
-    canary_rate: float | None = _key(
+    canary_rate: float | None = key(
         None,
         "Selection",
         "The share of samples that serve as canaries; default: 0.05, more where that would be "
         "fewer than 500.",
     )
-    rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = _key(
+    rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = key(
         "auto",
         "Selection",
         "How scores become a decision. auto: calibrated by the canaries, else mixture.",
     )
-    aggregate: Literal["mean", "majority", "one_coin", "dawid_skene"] = _key(
+    aggregate: Literal["mean", "majority", "one_coin", "dawid_skene"] = key(
         "mean",
         "Selection",
         "Decide once on each sample's mean, or let its visits vote: majority, or a label model.",
     )
-    seed: int = _key(0, "Run", "Fixes initial weights, batch order and noise.")
-    out: str = _key("runs/run", "Run", "The folder for everything the run writes.")
-    overwrite: bool = _key(False, "Run", "Replace what an earlier run wrote there.")
-    report: bool = _key(True, "Run", "Write report.html.")
+    task: Literal["labels"] = key(
+        "labels", "Run", "What to train: a classifier on labels, or clip, a contrastive model."
+    )
+    seed: int = key(0, "Run", "Fixes initial weights, batch order and noise.")
+    out: str = key("runs/run", "Run", "The folder for everything the run writes.")
+    overwrite: bool = key(False, "Run", "Replace what an earlier run wrote there.")
+    report: bool = key(True, "Run", "Write report.html.")
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -194,19 +199,13 @@ class RunConfig:
             raise ConfigError("weighting is posterior but canaries is off; it needs canaries.")
         if self.weighting == "posterior" and self.temperature is not None:
             raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
-        least = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
-        least |= {"reference_epochs": 1, "warmup": 0, "weight_decay": 0, "seed": 0}
-        for name, limit in least.items():
-            if (value := getattr(self, name)) is not None and not value >= limit:
-                raise ConfigError(f"{name} must be at least {limit}, got {value}.")
+        ones = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
+        check_least(self, **ones, reference_epochs=1, warmup=0, weight_decay=0, seed=0)
         if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
             raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
         if self.rule == "calibrated" and self.canaries == "off":
             raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
-        for name in ("lr", "temperature"):
-            value = getattr(self, name)
-            if not isinstance(value, str | None) and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
+        check_positive(self, "lr", "temperature")
 
     @property
     def gives_outputs_only(self) -> bool:
@@ -240,93 +239,76 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the keys and values as plain data, which YAML and JSON can hold."""
-        values = asdict(self)
-        for key, value in values.items():
-            if isinstance(value, tuple):
-                values[key] = list(value)
-            elif isinstance(value, float) and math.isinf(value):
-                values[key] = "inf"  # JSON knows no infinity
-        return values
+        return as_plain(self)
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
-    """Resolve a configuration: defaults, then the file's keys, then flags.
+Task: TypeAlias = RunConfig | ClipConfig
+TASKS: dict[str, type[RunConfig] | type[ClipConfig]] = {"labels": RunConfig, "clip": ClipConfig}
+
+
+def load_task(file: Path | None, flags: Mapping[str, Any]) -> Task:
+    """Resolve a configuration of any task: defaults, then the file's keys, then flags.
 
     Args:
-        file: a ``.yaml``, ``.yml`` or ``.toml`` file, or None.
+        file: a ``.yaml``, ``.yml`` or ``.toml`` file, or None; its key ``task`` says what for.
         flags: keys and values that win over the file; those that are None are left out.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: the file is missing or malformed, a key is unknown, a value has another type,
-            or keys disagree.
+        ConfigError: the file is missing or malformed, a key is unknown or of another task, a value
+            has another type, or keys disagree.
+
+    Example:
+        >>> load_task(None, {"task": "clip", "data": "pool", "trusted": "0:100"}).batch_size
+        64
+    """
+    given = read_keys(file) if file is not None else {}
+    where = str(file) if file is not None else "the flags"
+    flags = {name: value for name, value in flags.items() if value is not None}
+    task = flags.get("task", given.get("task", "labels"))
+    if not isinstance(task, str) or task not in TASKS:
+        raise ConfigError(f"There is no task {task!r}; the tasks are {', '.join(TASKS)}.")
+    names = [field.name for field in fields(TASKS[task])]
+    for name in (*given, *flags):
+        if name not in names:
+            raise ConfigError(_unknown(name, where if name in given else "the flags", task, names))
+    return resolve(TASKS[task], {**given, **flags}, where)
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """Resolve the configuration of a run on labels, likewise.
+
+    Raises:
+        ConfigError: as in :func:`load_task`, or the task is another one.
 
     Example:
         >>> load_config(None, {"data": "x.npy", "trusted": "0:100"}).epochs
         5
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    values = _read(file) if file is not None else {}
-    where = str(file) if file is not None else "the flags"
-    names = [key.name for key in fields(RunConfig)]
-    unknown = [key for key in values if key not in names]
-    if unknown:
-        from difflib import get_close_matches
-
-        near = get_close_matches(str(unknown[0]), names, n=1)
-        raise ConfigError(
-            f"{where} holds the unknown key {unknown[0]!r}"
-            + (f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}.")
-        )
-    values |= {key: value for key, value in flags.items() if value is not None}
-    try:
-        return TypeAdapter(RunConfig).validate_python(values)
-    except ValidationError as error:
-        own = error.errors()[0].get("ctx", {}).get("error")
-        if isinstance(own, ConfigError):  # says it better than what pydantic makes of it
-            raise own from None
-        problems = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']} "
-            f"(got {item['input']!r})"
-            for item in error.errors()
-        ]
-        raise ConfigError(
-            f"The configuration from {where} is not valid. {'; '.join(problems)}"
-        ) from error
+    config = load_task(file, flags)
+    if isinstance(config, RunConfig):
+        return config
+    raise ConfigError(f"The task is {config.task}, but this works with the task labels alone.")
 
 
-def save_config(config: RunConfig, file: Path) -> None:
+def save_config(config: Task, file: Path) -> None:
     """Write a resolved configuration as YAML, ready to be run again."""
-    import yaml
-
-    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-    with atomic_write(file) as stream:
-        stream.write(text.encode())
+    save_keys(config, file)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {file}: {error}") from error
-    if file.suffix == ".toml":
-        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-        try:
-            keys: dict[str, Any] = toml.loads(text)
-        except toml.TOMLDecodeError as error:
-            raise ConfigError(f"{file} is not valid TOML: {error}") from error
-        return keys
-    if file.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"{file} ends in {file.suffix!r}; expected .yaml, .yml or .toml.")
-    import yaml
+def _unknown(name: object, where: str, task: str, names: list[str]) -> str:
+    """Say what is wrong with a key: it is of another task, misspelt, or unheard of."""
+    owners = [own for own, kind in TASKS.items() if name in {field.name for field in fields(kind)}]
+    if owners:
+        return (
+            f"{where}: the key {name!r} is for the task {' or '.join(owners)}, but the task is "
+            f"{task}. Leave it out, or change the task."
+        )
+    from difflib import get_close_matches
 
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds {type(content).__name__}; expected keys and values.")
-    return content
+    near = get_close_matches(str(name), names, n=1)
+    return f"{where} holds the unknown key {name!r}" + (
+        f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}."
+    )

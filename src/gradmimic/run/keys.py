@@ -1,0 +1,124 @@
+"""Keys of a configuration, whatever the task: how they are declared, read, checked and saved.
+
+This module is read to build ``gradmimic run --help``, so it imports nothing heavy.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gradmimic.atomic import atomic_write
+from gradmimic.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def key(default: Any, group: str, text: str) -> Any:
+    """Declare a key: a field of a dataclass with its place in the help, and what it says there."""
+    return field(default=default, metadata={"group": group, "help": text})
+
+
+def check_least(config: object, **least: float) -> None:
+    """Refuse numbers below a limit; keys that are None are left out.
+
+    Raises:
+        ConfigError: one is, or is no number.
+    """
+    for name, limit in least.items():
+        if (value := getattr(config, name)) is not None and not value >= limit:
+            raise ConfigError(f"{name} must be at least {limit}, got {value}.")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Refuse numbers that are not above 0; keys that are None or text are left out.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, str | None) and not value > 0:
+            raise ConfigError(f"{name} must be positive, got {value}.")
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """Return the keys and values as plain data, which YAML and JSON can hold."""
+    values = asdict(config)
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            values[name] = list(value)
+        elif isinstance(value, float) and math.isinf(value):
+            values[name] = "inf"  # JSON knows no infinity
+    return values
+
+
+def resolve(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Make a checked configuration of keys and values.
+
+    Args:
+        kind: the dataclass of the task's keys.
+        values: what was given; the others are at their defaults.
+        where: the values' source, for messages.
+
+    Raises:
+        ConfigError: a value has another type, or keys disagree.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        own = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):  # says it better than what pydantic makes of it
+            raise own from None
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']} "
+            f"(got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError(
+            f"The configuration from {where} is not valid. {'; '.join(problems)}"
+        ) from error
+
+
+def save_keys(config: Any, file: Path) -> None:
+    """Write a resolved configuration as YAML, ready to be run again."""
+    import yaml
+
+    text = yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True)
+    with atomic_write(file) as stream:
+        stream.write(text.encode())
+
+
+def read_keys(file: Path) -> dict[str, Any]:
+    """Read the keys and values of a YAML or TOML file.
+
+    Raises:
+        ConfigError: the file is missing or malformed.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {file}: {error}") from error
+    if file.suffix == ".toml":
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        try:
+            keys: dict[str, Any] = toml.loads(text)
+        except toml.TOMLDecodeError as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        return keys
+    if file.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"{file} ends in {file.suffix!r}; expected .yaml, .yml or .toml.")
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds {type(content).__name__}; expected keys and values.")
+    return content
