@@ -327,7 +327,7 @@ def test_what_cannot_be_scored_is_told(folder, command, monkeypatch):
     command.refused("brings no labels of its own", *flags("epochs", labels=None))
     np.save("ones.npy", np.ones(240, int))
     command.refused("all 240 labels of x.npy are 1", *flags("epochs", labels="ones.npy"))
-    assert command("score", "epochs", "--data", "x.npy")[0] == 2
+    command.refused("There is no reference: give --reference", "score", "epochs", "--data", "x.npy")
 
 
 def test_a_loss_that_is_no_number_names_sample_and_checkpoint(folder, command):

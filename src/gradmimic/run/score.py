@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gradmimic.canaries import Canaries, CanaryLosses, enough
 from gradmimic.data import Samples, read_samples
-from gradmimic.errors import ConfigError, DataError, LogError, listed
+from gradmimic.errors import DataError, LogError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.outputs import Outputs
 from gradmimic.run.checkpoints import (
@@ -36,6 +36,7 @@ from gradmimic.run.place import Place, find_place
 from gradmimic.run.prepare import read_outputs
 from gradmimic.run.restore import restore
 from gradmimic.run.row_batches import Labelled, RowBatches
+from gradmimic.run.score_config import ScoreConfig
 from gradmimic.run.score_folder import (
     check_free,
     count_rows,
@@ -48,56 +49,9 @@ from gradmimic.scoring import score
 from gradmimic.trial import Given
 from gradmimic.units import finished
 
-Align = Literal["none", "shift", "outputs"]
+Align: TypeAlias = Literal["none", "shift", "outputs"]
 Progress: TypeAlias = Callable[[str, int], Callable[[int], None]]
 """``progress(what, samples)`` announces the work; what it returns is told of samples done."""
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Everything that decides what ``gradmimic score`` does; its help explains the keys."""
-
-    data: str
-    checkpoints: Sequence[str]
-    reference: str
-    labels: str | None = None
-    ids: str | None = None
-    kind: Literal["auto", "features", "images"] = "auto"
-    image_size: int = 32
-    align: Align | None = None
-    params: str = "head"
-    engine: str = "auto"
-    temperature: float | None = None
-    batch_size: int = 128
-    canaries: Literal["scored", "off"] = "scored"
-    canary_rate: float | None = None
-    seed: int = 0
-    out: str = "runs/scores"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("image_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
-            raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ConfigError(f"temperature must be positive, got {self.temperature}.")
-        if self.params != "head" and (self.align in ("shift", "outputs") or self.is_table):
-            raise ConfigError(
-                f"params={self.params!r} asks for more than the head, but outputs and shift move "
-                "the head alone; leave params out, or give align none and a file of weights."
-            )
-        if self.is_table and self.align in ("none", "shift"):
-            raise ConfigError(
-                f"align={self.align!r} compares weights, but the reference {self.reference} is a "
-                "table of outputs; leave align out."
-            )
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the reference is a table of outputs, without weights."""
-        return Path(self.reference).suffix == ".parquet"
 
 
 @dataclass(frozen=True)
