@@ -1,4 +1,4 @@
-"""The two figures of the report, as SVG text to stand inside the page.
+"""The figures of the reports, as SVG text to stand inside the page.
 
 Ink is ``currentColor`` and fonts are the page's own, so the figures follow light and dark mode.
 The same numbers give the same bytes: no dates, no random ids.
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart with every kind of colour vision, on white and on near-black.
 BLUE, ORANGE = "#0085c7", "#e8710a"
+Kind = Literal["accuracy", "recall", "loss"]
+TITLES = {"accuracy": "Test accuracy", "recall": "Retrieval", "loss": "Training loss"}
+_AXES = {"accuracy": "test accuracy, %", "recall": "R@10, %", "loss": "training loss"}
 _INK = "#010203"  # stands for currentColor until the SVG is written
 _MOST_EPOCHS = 8
 _BINS = 80
@@ -82,14 +85,14 @@ def score_figure(
 
 def curve_figure(
     curves: Mapping[str, Mapping[int, float]],
-    kind: Literal["accuracy", "loss"] = "accuracy",
+    kind: Kind = "accuracy",
     reference_level: float | None = None,
 ) -> str:
     """Draw a learning curve for each way of training, and the reference as a dashed line.
 
     Args:
         curves: for each way of training, a value per epoch.
-        kind: what the values are: test accuracy in [0, 1], or the training loss.
+        kind: what the values are: a share in [0, 1], or a loss.
         reference_level: the same quantity of the reference.
 
     Returns:
@@ -98,7 +101,7 @@ def curve_figure(
     drawn = {name: dict(sorted(curve.items())) for name, curve in curves.items() if curve}
     if not drawn:
         return ""
-    scale = 100.0 if kind == "accuracy" else 1.0
+    scale = 1.0 if kind == "loss" else 100.0
     with _style("curves"):
         from matplotlib.ticker import MaxNLocator
 
@@ -115,12 +118,60 @@ def curve_figure(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(x=0.03, y=0.12)
         axes.set_xlabel("epoch")
-        axes.set_ylabel("test accuracy, %" if kind == "accuracy" else "training loss")
+        axes.set_ylabel(_AXES[kind])
         dashed = {} if reference_level is None else {"reference": _INK}
         _legend(axes, {**colours, **dashed}, dashed=set(dashed))
-        return _svg(
-            figure, f"{'Test accuracy' if kind == 'accuracy' else 'Training loss'} by epoch"
+        return _svg(figure, f"{TITLES[kind]} by epoch")
+
+
+def histogram_figure(
+    scores: npt.NDArray[Any],
+    canaries: npt.NDArray[Any],
+    bad: npt.NDArray[np.bool_] | None = None,
+    threshold: float | None = None,
+) -> str:
+    """Draw how the mean scores of samples lie to those of canaries, and where the selection cuts.
+
+    Args:
+        scores: ``[n]``, the mean score of each sample.
+        canaries: ``[c]``, of each canary; their area is drawn like that of the samples.
+        bad: ``[n]``, which samples are known to be bad; they get a colour of their own.
+        threshold: the lowest score that is kept.
+
+    Returns:
+        One ``<svg>`` element, empty where there is no sample.
+    """
+    if not len(scores):
+        return ""
+    flags = np.zeros(len(scores), bool) if bad is None else bad
+    with _style("histogram"):
+        figure, axes = _canvas(width=5.4, height=3.0)
+        edges = _edges([scores, canaries])
+        groups = {BLUE: scores[~flags], ORANGE: scores[flags]}
+        top = _ridge(axes, groups, edges, base=0)
+        colours = (
+            {"samples": BLUE} if bad is None else {"matching": BLUE, "known to be bad": ORANGE}
         )
+        if len(canaries):
+            heights = _smooth(np.histogram(np.clip(canaries, edges[0], edges[-1]), edges)[0])
+            middles = (edges[:-1] + edges[1:]) / 2
+            axes.plot(
+                middles, 1.3 * heights * len(scores) / len(canaries) / top, color=_INK, lw=1,
+                alpha=0.6, linestyle=(0, (5, 4)),
+            )  # fmt: skip
+            colours["canaries"] = _INK
+        if threshold is not None:
+            axes.axvline(threshold, color=_INK, linewidth=1.2)
+            axes.annotate(
+                "kept →", (threshold, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", va="top",
+            )  # fmt: skip
+        axes.set_yticks([])
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(0, None)
+        axes.set_xlabel("mean mimic score (higher: pulls toward the reference)")
+        _legend(axes, colours, dashed={"canaries"})
+        return _svg(figure, "Distribution of the mean scores of samples and canaries")
 
 
 def _style(salt: str) -> Any:
@@ -147,8 +198,8 @@ def _edges(scores: list[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
 
 def _ridge(
     axes: "Axes", groups: dict[str, npt.NDArray[Any]], edges: npt.NDArray[np.float64], base: float
-) -> None:
-    """Draw the histograms of one epoch on a common base line, the tallest 1.3 high."""
+) -> float:
+    """Draw histograms on a common base line, the tallest 1.3 high; return its count."""
     heights = {
         colour: _smooth(np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0])
         for colour, values in groups.items()
@@ -163,6 +214,7 @@ def _ridge(
         )
         axes.plot(middles, ridge, color=colour, linewidth=1.2, zorder=1 - base)
     axes.axhline(base, color=_INK, linewidth=0.5, alpha=0.3, zorder=1 - base)
+    return float(top)
 
 
 def _smooth(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

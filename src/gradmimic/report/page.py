@@ -11,7 +11,7 @@ from typing import Any
 
 from gradmimic.atomic import atomic_write
 from gradmimic.extras import import_extra
-from gradmimic.report.figures import curve_figure, score_figure
+from gradmimic.report.figures import TITLES, curve_figure, score_figure
 from gradmimic.report.numbers import LowSample, ReportData, percent
 from gradmimic.report.pictures import data_uri
 
@@ -53,14 +53,10 @@ def render_report(data: ReportData) -> str:
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    jinja2 = import_extra("jinja2", "report")
     markup = import_extra("markupsafe", "report").Markup
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = (files("gradmimic.report") / "page.html.jinja").read_text(encoding="utf-8")
     confirmed = [low.true != low.given for low in data.lowest if low.true is not None]
-    page: str = environment.from_string(source).render(
+    return fill_template(
+        "page.html.jinja",
         title=data.title,
         verdict=_verdict(data),
         tiles=list(_tiles(data)),
@@ -69,12 +65,38 @@ def render_report(data: ReportData) -> str:
         scores=markup(score_figure(data.scores, data.mislabelled)),
         flags_known=data.mislabelled is not None,
         curves=markup(curve_figure(data.curves, data.curve_kind, data.reference_level)),
-        curve_title="Test accuracy" if data.curve_kind == "accuracy" else "Training loss",
+        curve_title=TITLES[data.curve_kind],
         cards=[_card(low) for low in data.lowest],
+        wide_cards=bool(data.lowest) and data.lowest[0].text is not None,
         confirmed=f"{sum(confirmed)} of {len(confirmed)}" if confirmed else None,
-        config=[(key, _setting(value)) for key, value in data.config.items()],
+        config=[(key, setting(value)) for key, value in data.config.items()],
         versions=list(data.versions.items()),
     )
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """Fill one of this folder's templates; all values are escaped, but for ``Markup``.
+
+    Args:
+        name: the template's file.
+        values: what it asks for.
+
+    Returns:
+        The page; the same values give the same text.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = import_extra("jinja2", "report")
+    folder = files("gradmimic.report")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+    )
+    page: str = environment.get_template(name).render(**values)
     return page
 
 
@@ -85,7 +107,7 @@ def _verdict(data: ReportData) -> str:
         points = 100 * (data.reweighted_accuracy - data.plain_accuracy)
         parts.append(
             f"Re-weighting took test accuracy from {percent(data.plain_accuracy)} to "
-            f"{percent(data.reweighted_accuracy)} ({_signed(points)} points)."
+            f"{percent(data.reweighted_accuracy)} ({signed(points)} points)."
         )
     share = percent(data.removed / data.total) if data.total else "none"
     parts.append(f"The selection removes {data.removed:,} of {data.total:,} samples ({share}).")
@@ -107,9 +129,7 @@ def _tiles(data: ReportData) -> Iterator[tuple[str, str, str]]:
 
 def _card(low: LowSample) -> dict[str, Any]:
     """Prepare what the page shows of one sample."""
-    text = low.text
-    if text is not None and len(text) > _LONGEST_TEXT:
-        text = text[:_LONGEST_TEXT].rstrip() + " …"
+    text = None if low.text is None else shortened(low.text)
     rows = [("given", low.given)]
     if low.suggested is not None:
         rows.append(("reference", low.suggested))
@@ -123,12 +143,17 @@ def _card(low: LowSample) -> dict[str, Any]:
         "text": text,
         "rows": rows,
         "status": status,
-        "score": f"{low.score:.3g}".replace("-", "−"),
+        "score": short(low.score),
         "p_clean": None if low.p_clean is None else f"{low.p_clean:.2f}",
     }
 
 
-def _setting(value: object) -> str:
+def shortened(text: str) -> str:
+    """Cut a long text off."""
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT].rstrip() + " …"
+
+
+def setting(value: object) -> str:
     """Print a configuration value as it would be written."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "–"}[value]
@@ -137,6 +162,11 @@ def _setting(value: object) -> str:
     return str(value)
 
 
-def _signed(points: float) -> str:
+def short(value: float) -> str:
+    """Print a score with three digits, and a proper minus."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def signed(points: float) -> str:
     """Print a difference with its sign."""
     return f"{points:+.1f}".replace("-", "−")

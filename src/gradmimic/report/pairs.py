@@ -1,0 +1,177 @@
+"""The report of a run on pairs: pictures with their captions at both ends of the ranking.
+
+As in ``page``, everything that comes from data is escaped, and pictures are encoded anew.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradmimic.atomic import atomic_write
+from gradmimic.extras import import_extra
+from gradmimic.report.numbers import Metric
+from gradmimic.report.page import fill_template, setting, short, shortened
+from gradmimic.report.pictures import data_uri
+
+
+@dataclass(frozen=True)
+class PairCard:
+    """One pair.
+
+    Args:
+        sample_id: its id.
+        caption: its caption.
+        image: its picture: encoded bytes, which are decoded and encoded anew before they enter a
+            page; None where they are gone.
+        score: its mean mimic score; higher is better.
+        kept: whether it is selected.
+        p_clean: probability in [0, 1] that the two match.
+        swapped: whether its caption is known to be another picture's.
+        similarity: the reference's cosine of the two, in [−1, 1].
+    """
+
+    sample_id: int | str
+    caption: str
+    image: bytes | None
+    score: float
+    kept: bool
+    p_clean: float | None = None
+    swapped: bool | None = None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of words and numbers.
+
+    Args:
+        title: its heading.
+        remark: how to read it.
+        columns: the head.
+        rows: as many cells each, the first one a name; text that does not begin with a digit or
+            a sign is set as words.
+    """
+
+    title: str
+    remark: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class PairsReport:
+    """What the page shows.
+
+    Args:
+        title: the run's name.
+        verdict: what came of it, in a sentence or two.
+        tiles: the headline numbers: label, number, remark.
+        notes: warnings that the reader must know of.
+        figures: ``<svg>`` elements of ours, each with its caption.
+        grids: tables.
+        metrics: rows of the table of metrics.
+        lowest: pairs of the lowest scores, lowest first.
+        highest: pairs of the highest scores, highest first.
+        config: the resolved configuration, key → value.
+        versions: library → version.
+    """
+
+    title: str
+    verdict: str
+    tiles: Sequence[tuple[str, str, str]] = ()
+    notes: Sequence[str] = ()
+    figures: Sequence[tuple[str, str]] = ()
+    grids: Sequence[Grid] = ()
+    metrics: Sequence[Metric] = ()
+    lowest: Sequence[PairCard] = ()
+    highest: Sequence[PairCard] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_pairs_report(path: str | os.PathLike[str], data: PairsReport) -> None:
+    """Write the report as one self-contained HTML file, whole or not at all.
+
+    Args:
+        path: the file to write; its folder must exist.
+        data: the numbers, texts and pictures.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+        OSError: the file cannot be written; what stood there before stays.
+    """
+    html = render_pairs_report(data)
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8", errors="replace"))
+
+
+def render_pairs_report(data: PairsReport) -> str:
+    """Return the report as the text of one HTML file.
+
+    Args:
+        data: the numbers, texts and pictures.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+
+    Example:
+        >>> html = render_pairs_report(PairsReport("pool", "A & B."))
+        >>> "A &amp; B." in html
+        True
+    """
+    markup = import_extra("markupsafe", "report").Markup
+    known = [card.swapped for card in data.lowest if card.swapped is not None]
+    return fill_template(
+        "pairs.html.jinja",
+        title=data.title,
+        verdict=data.verdict,
+        tiles=data.tiles,
+        notes=data.notes,
+        figures=[(markup(svg), caption) for svg, caption in data.figures if svg],
+        grids=[_cells(grid) for grid in data.grids if grid.rows],
+        metrics=[(row.name, row.printed, row.meaning) for row in data.metrics],
+        ends=[
+            (title, remark, [_card(card) for card in cards])
+            for title, remark, cards in (
+                (
+                    "lowest",
+                    "A step on one of these moves the weights away from the reference, or least "
+                    "toward it."
+                    + (f" Of {len(known)}, {sum(known)} are known to be swapped." if known else ""),
+                    data.lowest,
+                ),
+                ("highest", "These pull most toward the reference.", data.highest),
+            )
+            if cards
+        ],
+        wide_cards=True,
+        config=[(key, setting(value)) for key, value in data.config.items()],
+        versions=list(data.versions.items()),
+    )
+
+
+def _cells(grid: Grid) -> dict[str, Any]:
+    """Tell words from numbers, which stand to the right."""
+    rows = [
+        (row[0], [(cell, cell[:1] in "0123456789+−–" and len(cell) < 16) for cell in row[1:]])
+        for row in grid.rows
+    ]
+    return {"title": grid.title, "remark": grid.remark, "columns": grid.columns, "rows": rows}
+
+
+def _card(card: PairCard) -> dict[str, Any]:
+    """Prepare what the page shows of one pair."""
+    facts = [("score", short(card.score))]
+    if card.p_clean is not None:
+        facts.append(("p(match)", f"{card.p_clean:.2f}"))
+    if card.similarity is not None:
+        facts.append(("CLIP score", f"{card.similarity:.2f}".replace("-", "−")))
+    return {
+        "id": str(card.sample_id),
+        "picture": None if card.image is None else data_uri(card.image),
+        "caption": shortened(card.caption),
+        "facts": facts,
+        "kept": card.kept,
+        "swapped": card.swapped,
+    }
