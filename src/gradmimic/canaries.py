@@ -13,6 +13,7 @@ the same uniform label, and neither a random number of the training nor the batc
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,17 +122,27 @@ class Canaries:
         served = [plain[row] for row in rows]
         return CanaryLosses(losses, served + served, kinds, self.trained, rows.tolist() * 2)
 
-    def pairs(self, similarity: Tensor, ids: Any) -> CanaryLosses:
+    def pairs(
+        self, similarity: Tensor, ids: Any, losses: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> CanaryLosses:
         """Make canaries of a contrastive batch by giving some samples another one's caption.
 
         ℓ_ij = −½ (log softmax_row(S)_ij + log softmax_column(S)_ij)
 
+        That is the loss of sample i in the same batch after i and j have exchanged their captions:
+        what stands in the sums of the softmaxes, the bad luck of the batch, is the same for a
+        canary and for the sample it was made from.
+
         Args:
-            similarity: S ``[b, b]``, scaled similarities of image i and caption j.
+            similarity: S ``[b, b]``, scaled similarities of image i and caption j; with ``losses``
+                anything of b rows.
             ids: ``[b]`` sample ids.
+            losses: ``(i, j) -> [c]``, the loss of image i with caption j for ``[c]`` of each;
+                symmetric InfoNCE by default. :meth:`gradmimic.pair_model.PairModel.canaries`
+                passes the loss that its model is trained with, over the batch of all ranks.
 
         Returns:
-            The loss of image i with a caption j ≠ i, for each sample i that serves.
+            The loss of image i with a caption j ≠ i of this rank, for each sample i that serves.
 
         Raises:
             DataError: the matrix is not square, or there are more or fewer ids than rows.
@@ -141,16 +152,19 @@ class Canaries:
             ['swapped', 'swapped']
         """
         b = len(similarity)
-        if similarity.shape != (b, b):
+        if losses is None and similarity.shape != (b, b):
             raise DataError(f"expected similarities [b, b], got {list(similarity.shape)}.")
         plain, rows, noise = self._serving(ids, b)
         if b < 2:
             rows, noise = rows[:0], noise[:0]
         other = (rows + 1 + (_mix(noise) % np.uint64(max(b - 1, 1))).astype(np.int64)) % max(b, 1)
         i, j = (torch.from_numpy(index).to(similarity.device) for index in (rows, other))
-        losses = -(similarity.log_softmax(1)[i, j] + similarity.log_softmax(0)[i, j]) / 2
+        if losses is None:
+            of = -(similarity.log_softmax(1)[i, j] + similarity.log_softmax(0)[i, j]) / 2
+        else:
+            of = losses(i, j)
         served = [plain[row] for row in rows]
-        return CanaryLosses(losses, served, ["swapped"] * len(rows), self.trained, rows.tolist())
+        return CanaryLosses(of, served, ["swapped"] * len(rows), self.trained, rows.tolist())
 
     def _serving(self, ids: Any, b: int) -> tuple[list[Any], npt.NDArray[np.int64], U64]:
         """Return all ids, the rows ``[c]`` of those that serve, and their noise ``[c]``."""

@@ -1,4 +1,11 @@
-"""A contrastive model as the rest of the project sees it, whatever library it came from."""
+"""A contrastive model as the rest of the project sees it, whatever library it came from.
+
+with mimic:
+    pairs = pair.embed(model, batch)
+    losses = pair.losses(pairs)
+    drawn = pair.canaries(pairs, batch.ids, canaries)
+loss = mimic.weigh(losses, batch.ids, canaries=drawn)
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,19 +13,24 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from gradmimic.contrastive import Embedded, clip_losses, siglip_losses
+from gradmimic.canaries import Canaries, CanaryLosses
+from gradmimic.contrastive import Batch, Embedded, clip_losses, siglip_losses
+from gradmimic.wrapped import unwrapped
 
 Tower = Literal["image", "text", "both"]
+Tokens = Mapping[str, Tensor]
 
 
 class PairInputs(Protocol):
     """What goes into a model: pictures ``[b, 3, s, s]`` and what the tokenizer made of captions."""
 
     @property
-    def images(self) -> Tensor: ...
+    def images(self) -> Tensor:
+        """Pictures ``[b, 3, s, s]``."""
 
     @property
-    def tokens(self) -> Mapping[str, Tensor]: ...
+    def tokens(self) -> Tokens:
+        """Tokens by name, ``[b, t]`` each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,27 +47,72 @@ class PairModel:
         projections: names of the last parameters of each tower.
         transform: a PIL picture in RGB -> ``[3, s, s]`` float32; can be pickled for workers.
         tokenize: captions -> named tensors ``[b, t]``; can be pickled for workers.
+        encode_both: ``(model, images, tokens)`` -> both, through the model's own ``forward``, so
+            that what is wrapped around it (DDP) sees the pass. By default each by itself.
+        fixed: why turning both projections together would change what the model says; empty where
+            it would not, as of all models that end in two projections.
     """
 
     model: nn.Module
     name: str
     loss: Literal["clip", "siglip"]
     encode_images: Callable[[nn.Module, Tensor], Tensor]
-    encode_texts: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    encode_texts: Callable[[nn.Module, Tokens], Tensor]
     scale: Callable[[nn.Module], tuple[Tensor, Tensor | None]]
     projections: Mapping[Literal["image", "text"], Sequence[str]]
     transform: Callable[[Any], Tensor]
-    tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]]
+    tokenize: Callable[[Sequence[str]], Tokens]
+    encode_both: Callable[[nn.Module, Tensor, Tokens], tuple[Tensor, Tensor]] | None = None
+    fixed: str = ""
 
     def embed(self, model: nn.Module, batch: PairInputs) -> Embedded:
-        """Return what ``model``, this one or another checkpoint of it, says of a batch."""
-        scale, bias = self.scale(model)
-        image = self.encode_images(model, batch.images)
-        return Embedded(image, self.encode_texts(model, batch.tokens), scale, bias)
+        """Return what ``model``, this one or another checkpoint of it, says of a batch.
 
-    def losses(self, pairs: Embedded) -> Tensor:
-        """Return the losses ``[b]`` that this model is trained with."""
-        return clip_losses(pairs) if self.loss == "clip" else siglip_losses(pairs)
+        Args:
+            model: the module, wrapped (DDP, ``torch.compile``) or not.
+            batch: b pairs.
+        """
+        if self.encode_both is None:
+            image = self.encode_images(model, batch.images)
+            text = self.encode_texts(model, batch.tokens)
+        else:
+            image, text = self.encode_both(model, batch.images, batch.tokens)
+        return Embedded(image, text, *self.scale(unwrapped(model)))
+
+    def losses(
+        self, pairs: Embedded, *, batch: Batch = "global", gather_with_grad: bool = True
+    ) -> Tensor:
+        """Return the losses ``[b]`` that this model is trained with.
+
+        Args:
+            pairs: what :meth:`embed` returned.
+            batch: as of :func:`gradmimic.contrastive.clip_losses`, like the next one.
+            gather_with_grad: likewise.
+        """
+        losses = clip_losses if self.loss == "clip" else siglip_losses
+        return losses(pairs, batch=batch, gather_with_grad=gather_with_grad)
+
+    def canaries(
+        self,
+        pairs: Embedded,
+        ids: Any,
+        canaries: Canaries,
+        *,
+        batch: Batch = "global",
+        gather_with_grad: bool = True,
+    ) -> CanaryLosses:
+        """Return the losses ``[c]`` of some samples with the captions of others.
+
+        Args:
+            pairs: what :meth:`embed` returned.
+            ids: ``[b]``, of the samples.
+            canaries: draws them.
+            batch: as given to :meth:`losses`, like the next one.
+            gather_with_grad: likewise.
+        """
+        table = pairs.table(batch, gather_with_grad=gather_with_grad)
+        of = table.clip if self.loss == "clip" else table.siglip
+        return canaries.pairs(pairs.image, ids, of)
 
     def scored(self, tower: Tower = "both") -> list[str]:
         """Name the last projection of the image tower, of the text tower, or both."""

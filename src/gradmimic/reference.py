@@ -34,10 +34,15 @@ class Reference:
     Args:
         tensors: the weights by name; those that are scored are enough.
         source: where they came from, for messages and the run's record.
+        projections: names of all that project into one space, scored or not: what
+            ``align="rotation"`` turns together. By default all that is scored.
+        fixed: why turning them would change what the model says; empty where it would not.
     """
 
     tensors: Mapping[str, Tensor]
     source: str
+    projections: tuple[str, ...] = ()
+    fixed: str = ""
     _told: list[Reading] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def match(
