@@ -216,7 +216,7 @@ def _square(content: bytes | None, size: int, channels: Literal[1, 3]) -> Pixels
         image.draft(None, (2 * size, 2 * size))  # JPEG only: decode at a fraction of the size
         upright = ImageOps.exif_transpose(image)
         mode = "RGB" if channels == 3 else "L"
-        small = _eight_bit(upright).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
+        small = eight_bit(upright).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
     pixels: Pixels = np.asarray(small).reshape(size, size, channels)  # [s, s, c]
     planes: Pixels = np.moveaxis(pixels, 2, 0)  # [c, s, s]
     return planes
@@ -231,7 +231,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _eight_bit(image: "Image") -> "Image":
+def eight_bit(image: "Image") -> "Image":
     """Scale 16-bit grey to 8 bits; plain conversion would clip it to white."""
     from PIL import Image
 

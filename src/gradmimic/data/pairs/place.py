@@ -1,0 +1,103 @@
+"""Files where they lie, on a disk or behind any URL that fsspec opens."""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from gradmimic.errors import DataError
+from gradmimic.extras import import_extra
+
+_PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Files of one file system, in the order they were named, or by name.
+
+    Args:
+        fs: fsspec's file system.
+        paths: of the files there.
+    """
+
+    fs: Any
+    paths: tuple[str, ...]
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file; what that raises is the file system's own."""
+        file: BinaryIO = self.fs.open(path, "rb")
+        return file
+
+    def names(self) -> list[str]:
+        """Name the files, without the folder that they share and without their suffix."""
+        folders = [posixpath.dirname(path) for path in self.paths]
+        start = len(posixpath.commonpath(folders).rstrip("/")) + 1 if any(folders) else 0
+        return [posixpath.splitext(path[start:])[0] for path in self.paths]
+
+
+def find(data: str, suffixes: Sequence[str]) -> Place:
+    """Find the files that a path, a pattern, a folder or a URL means.
+
+    Args:
+        data: a file; a pattern with ``{0000..0099}`` or ``*``; or a folder, with all its folders.
+        suffixes: of the files wanted in a folder; the first of them that occurs there decides.
+
+    Returns:
+        The files. Those that are named one by one, or in braces, need not exist.
+
+    Raises:
+        DataError: nothing is there, or no library opens such URLs.
+    """
+    fs, path = _file_system(data)
+    paths: list[str] = []
+    for each in _expand(path):
+        if _PATTERN & set(each):
+            found = sorted(fs.glob(each))
+            if not found:
+                raise DataError(f"no file matches {each} in {data}; check the pattern")
+            paths += found
+        elif fs.isdir(each):
+            paths += _folder(fs, each, suffixes, data)
+        else:
+            paths.append(each)
+    if len(paths) == 1 and not fs.exists(paths[0]):
+        raise DataError(f"no file or folder {data}; check the path")
+    return Place(fs, tuple(paths))
+
+
+def _file_system(data: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it."""
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(data)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"cannot open {data}: {error}. Give a path, or a URL of a kind that fsspec knows and "
+            "has the library for."
+        ) from error
+    return fs, str(path)
+
+
+def _expand(path: str) -> list[str]:
+    """Expand braces, as webdataset does."""
+    if "{" not in path:
+        return [path]
+    return list(import_extra("braceexpand", "webdataset").braceexpand(path))
+
+
+def _folder(fs: Any, folder: str, suffixes: Sequence[str], data: str) -> list[str]:
+    """List the files of a folder that have the first suffix of which there are any."""
+    files = sorted(path for path in fs.find(folder) if not _hidden(path[len(folder) :]))
+    for suffix in suffixes:
+        found = [path for path in files if path.lower().endswith(suffix)]
+        if found:
+            return found
+    raise DataError(
+        f"the folder {data} holds no pairs: expected files {', '.join(suffixes)}; found "
+        f"{len(files)} others"
+    )
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
