@@ -109,7 +109,8 @@ def as_texts(captions: Iterable[object]) -> tuple[str, ...] | str:
         >>> as_texts([" a dog ", ""]), as_texts(["", None])
         (('a dog',), 'the caption is empty')
     """
-    usable, reasons = [], []
+    usable: list[str] = []
+    reasons: list[str] = []
     for caption in captions:
         if caption is None:
             continue

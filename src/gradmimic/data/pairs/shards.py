@@ -83,6 +83,7 @@ class ShardSource(PairSource):
                     yield found
 
     def items(self, shard: int) -> Iterator[Record | Dropped | End]:
+        """Yield the samples of a shard as they come, then its end."""
         wanted = dict.fromkeys((*self._pictures, "txt", "json"), True)
         if self._text is not None:
             wanted[self._text.lower()] = True

@@ -139,6 +139,7 @@ class _Archive(tarfile.TarFile):
     """An archive that knows whether it was read up to its end mark."""
 
     tarinfo = _Header
+    members: list[tarfile.TarInfo]
     ended = False
 
 
