@@ -6,13 +6,17 @@
 
 with H_m ``[n, d_m]`` the inputs of projection m in the last steps: what counts is where the two say
 alike, not where their weights are, which is mostly along inputs that never come, and as chance made
-them. Bare matrices, whose inputs cannot be seen, are compared by their weights, as if H were
-orthonormal; so are all before the first pass.
+them. Before the first pass, or where inputs cannot be seen (a projection that only a fused kernel
+reads), projections are compared by their weights, as if H were orthonormal.
+
+All projections into the space are turned, whether they are scored or not: one of a model's two
+towers can be scored alone. A reference that says which these are, as
+:func:`gradmimic.run.clip.models.read_pair_reference` makes them, is asked; else all that is scored.
 
 Source: Schönemann 1966, the orthogonal Procrustes problem; the metric is ours.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,30 +24,34 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from gradmimic.align import Difference, moved
-from gradmimic.direction import Direction, Subset, direction
+from gradmimic.direction import Direction, Subset, Use, choose, direction
+from gradmimic.engines.elsewhere import is_compiled
 from gradmimic.errors import AlignmentError, listed
 from gradmimic.ranks import ALONE, Ranks
 from gradmimic.reference import Reference
 
 EVERY = 16  # steps between two solutions: weights move little in between, solving takes time
 MEMORY = 16  # steps
+NEAR = 0.5  # of what turning could reach; measured in docs/clip-models.md
 
 
 class Rotation(Difference):
     """v = R θ_ref − θ, with R taken again every few steps.
 
     Args:
-        model: the model being trained, whose scored parameters are projections into one space.
-        subset: these parameters, two or more matrices: all that map into that space, or the
-            rotation changes what the model computes.
-        reference: their better counterparts; the space may be of another width.
+        model: the model being trained.
+        subset: its scored parameters.
+        reference: their better counterparts, and those of the projections that are not scored; the
+            space may be of another width.
         ranks: whose inputs count; what they come to is summed whenever R is taken.
 
     Raises:
         ReferenceMismatchError: model and reference do not fit.
-        AlignmentError: the parameters do not project into one space.
+        AlignmentError: the parameters do not project into one space, or turning them would change
+            what the model says.
     """
 
     first = 1
@@ -51,11 +59,21 @@ class Rotation(Difference):
     def __init__(
         self, model: nn.Module, subset: Subset, reference: Reference, ranks: Ranks = ALONE
     ) -> None:
+        if reference.fixed:
+            raise AlignmentError(
+                f"align='rotation' cannot turn this model: {reference.fixed}. Expected a reference "
+                "that is near already, of the same initial weights or fine-tuned from the same "
+                "model: align='none'."
+            )
         self.name, self._ranks = "rotation", ranks
-        self._model, self._subset, self._reference = model, subset, reference
-        self._space = common_space(subset)
-        self._far = reference.match(model, subset, free=self._space)
-        self._layers = _layers(subset, self._space)
+        self._model, self._scored, self._reference = model, subset, reference
+        turned = _named(model, reference.projections) if reference.projections else subset
+        self._space = common_space(turned)
+        self._subset = _named(model, [*subset.parameters, *turned.parameters])
+        self._far = reference.match(model, self._subset, free=self._space)
+        self._layers, self._bare = _readers(turned, self._space)
+        self._matrices = {n for n in self._space if turned.parameters[n].ndim == 2}
+        self._pass: dict[str, Tensor] = {}  # [e, e_ref] of each matrix, in the pass that is on
         self._alike: Tensor | None = None  # [e, e_ref], Σ (H θᵀ)ᵀ (H θ_refᵀ), decayed
         self._steps = self._solved = 0
 
@@ -68,34 +86,113 @@ class Rotation(Difference):
             alike = None if self._alike is None else self._ranks.total(self._alike)
             self._target = rotated(self._far, self._subset, self._space, alike)
             self._solved = self._steps
-        return direction(self._subset, self._target)
+        return direction(self._scored, self._target)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Add what both say of the inputs of this pass."""
+        self._pass = {}
+        with ExitStack() as stack:
+            for layer, names in self._layers.items():
+                stack.callback(layer.register_forward_hook(self._of_layer(names)).remove)
+            if self._bare and not is_compiled(self._model):
+                stack.enter_context(_Products(self._bare, self._compare))
+            yield
+        if self._pass.keys() < self._matrices:
+            return  # one tower alone does not tell how both turn
         if self._alike is not None:
             self._alike *= 1 - 1 / MEMORY
-        with ExitStack() as hooks:
-            for layer, names in self._layers.items():
-                hooks.callback(layer.register_forward_hook(self._compare(names)).remove)
-            yield
+        for alike in self._pass.values():
+            self._alike = alike if self._alike is None else self._alike + alike
 
     def observe(self, ids: Any | None) -> None:
         """Count the pass."""
         self._steps += 1
 
-    def _compare(self, names: Mapping[str, str]) -> Callable[..., None]:
-        weight, bias = self._far[names["weight"]], self._far.get(names.get("bias", ""))
-        wide = torch.promote_types(weight.dtype, torch.float32)
-
-        @torch.no_grad()
+    def _of_layer(self, names: Mapping[str, str]) -> Callable[..., None]:
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            h, z = (fwAD.unpack_dual(each).primal.to(wide) for each in (inputs[0], output))
-            said = F.linear(h, weight.to(wide), None if bias is None else bias.to(wide))
-            alike = z.flatten(0, -2).T @ said.flatten(0, -2)
-            self._alike = alike if self._alike is None else self._alike + alike
+            self._compare(names["weight"], inputs[0], output, names.get("bias"))
 
         return hook
+
+    @torch.no_grad()
+    def _compare(self, name: str, inputs: Tensor, output: Tensor, bias: str | None = None) -> None:
+        """Add (H θᵀ)ᵀ (H θ_refᵀ) of one projection."""
+        weight = _rows(self._far[name], self._space[name])  # [e_ref, d]
+        shift = None if bias is None else self._far[bias].to(weight)
+        h, z = (fwAD.unpack_dual(each).primal.to(weight.dtype) for each in (inputs, output))
+        with torch.autocast(weight.device.type, enabled=False):
+            alike = z.flatten(0, -2).T @ F.linear(h, weight, shift).flatten(0, -2)
+        self._pass[name] = self._pass[name] + alike if name in self._pass else alike
+
+
+class _Products(TorchFunctionMode):
+    """See ``x @ projection``, which no module does and no hook hears.
+
+    Args:
+        uses: of the bare matrices.
+        compare: called with the matrix's name, x and the product.
+    """
+
+    def __init__(self, uses: Iterable[Use], compare: Callable[[str, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        # What the model reads in this pass, which may stand in for the parameter.
+        self._names = {id(use.module._parameters[use.attribute]): use.name for use in uses}
+        self._compare = compare
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one torch function, and look whether it is the product with one of the matrices."""
+        out = func(*args, **(kwargs or {}))
+        if len(args) == 2 and func in _MATMUL and id(args[1]) in self._names:
+            self._compare(self._names[id(args[1])], args[0], out)
+        return out
+
+
+_MATMUL = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
+
+
+def nearness(model: nn.Module, subset: Subset, reference: Reference) -> float:
+    """Tell how much of the agreement that turning could reach is there already.
+
+    g = ⟨θ, θ_ref⟩ / max_R ⟨θ, R θ_ref⟩ = tr M / ‖M‖_*    with M = Σ_m θ_m θ_ref,mᵀ  [e, e]
+
+    Args:
+        model: the model being trained.
+        subset: its scored parameters.
+        reference: as of :class:`Rotation`.
+
+    Returns:
+        At most 1, where no rotation brings the reference nearer; about 0 for one of other initial
+        weights, ± 1/√e; 0 where the space is of another width. Above ``NEAR`` the plain difference
+        will do.
+
+    Raises:
+        ReferenceMismatchError, AlignmentError: as of :class:`Rotation`.
+
+    Example:
+        >>> towers = nn.ModuleList([nn.Linear(3, 2, False), nn.Linear(5, 2, False)])
+        >>> other = {name: -p.detach() for name, p in towers.named_parameters()}
+        >>> scored = choose(towers, "all")
+        >>> [round(nearness(towers, scored, Reference(of, "")), 3)
+        ...  for of in (dict(towers.named_parameters()), other)]
+        [1.0, -1.0]
+    """
+    turned = _named(model, reference.projections) if reference.projections else subset
+    space = common_space(turned)
+    far = reference.match(model, turned, free=space)
+    m = sum(
+        (_rows(turned.parameters[n], at) @ _rows(far[n], at).T for n, at in space.items()),
+        torch.tensor(0.0),
+    )
+    if m.shape[0] != m.shape[1]:
+        return 0.0
+    return float(m.trace() / torch.linalg.svdvals(m).sum().clamp(min=1e-30))
 
 
 def common_space(subset: Subset) -> dict[str, int]:
@@ -182,19 +279,34 @@ def rotated(
     return turned
 
 
-def _layers(subset: Subset, space: Mapping[str, int]) -> dict[nn.Linear, dict[str, str]]:
-    """Return the parameters' names by layer; nothing unless all of the space is linear layers."""
+def _named(model: nn.Module, names: Iterable[str]) -> Subset:
+    """Choose parameters by their whole names."""
+    wanted = set(names)
+    return choose(model, lambda name, _: name in wanted)
+
+
+def _readers(
+    subset: Subset, space: Mapping[str, int]
+) -> tuple[dict[nn.Linear, dict[str, str]], list[Use]]:
+    """Return the names of the space's parameters by linear layer, and the uses of bare matrices.
+
+    Nothing where inputs do not tell all: a layer of which a part alone is turned, or a bare vector.
+    """
     layers: dict[nn.Linear, dict[str, str]] = {}
+    bare = []
     for use in subset.uses:
-        if use.name in space:
-            if not isinstance(use.module, nn.Linear):
-                return {}
+        if use.name not in space:
+            continue
+        if isinstance(use.module, nn.Linear):
             layers.setdefault(use.module, {})[use.attribute] = use.name
-    whole = all(
-        {key for key, value in layer._parameters.items() if value is not None} == names.keys()
-        for layer, names in layers.items()
-    )
-    return layers if whole else {}
+        elif subset.parameters[use.name].ndim == 2:
+            bare.append(use)
+        else:
+            return {}, []
+    for layer, names in layers.items():
+        if {key for key, value in layer._parameters.items() if value is not None} != names.keys():
+            return {}, []
+    return layers, bare
 
 
 def _rows(part: Tensor, at: int) -> Tensor:

@@ -67,11 +67,11 @@ def open_pair_model(
         source, revision = _revision(rest)
         return open_hf(source, revision=revision, weights=weights, seed=seed, image_size=image_size)
     if kind == "open_clip" and rest:
-        from gradmimic.integrations.open_clip import open_open_clip
+        from gradmimic.integrations.open_clip import open_model
 
         architecture, tag = _tag(rest)
         there = tag is not None and Path(tag).exists()
-        model = open_open_clip(
+        model = open_model(
             architecture,
             None if there or not weights else tag,
             seed=seed,
