@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from gradmimic.data.pairs.reasons import MAX_BYTES, NO_FILE, TOO_LARGE
 from gradmimic.errors import DataError
 from gradmimic.extras import import_extra
 
-_PATTERN = frozenset("*?[")
+_PATTERN = frozenset("*?[{")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,19 @@ class Place:
         file: BinaryIO = self.fs.open(path, "rb")
         return file
 
+    def read(self, path: str) -> bytes | str:
+        """Return the content of a plain file, or why it has none."""
+        try:
+            about = self.fs.info(path)
+            if about["type"] != "file":
+                return NO_FILE
+            if (about["size"] or 0) > MAX_BYTES:
+                return TOO_LARGE
+            with self.open(path) as file:
+                return file.read()
+        except Exception:  # whatever the file system raises
+            return NO_FILE
+
     def names(self) -> list[str]:
         """Name the files, without the folder that they share and without their suffix."""
         folders = [posixpath.dirname(path) for path in self.paths]
@@ -35,12 +49,13 @@ class Place:
         return [posixpath.splitext(path[start:])[0] for path in self.paths]
 
 
-def find(data: str, suffixes: Sequence[str]) -> Place:
+def find(data: str, kinds: Sequence[Sequence[str]]) -> Place:
     """Find the files that a path, a pattern, a folder or a URL means.
 
     Args:
         data: a file; a pattern with ``{0000..0099}`` or ``*``; or a folder, with all its folders.
-        suffixes: of the files wanted in a folder; the first of them that occurs there decides.
+        kinds: the suffixes of each kind of file wanted in a folder; the first kind of which there
+            is any there decides.
 
     Returns:
         The files. Those that are named one by one, or in braces, need not exist.
@@ -51,18 +66,25 @@ def find(data: str, suffixes: Sequence[str]) -> Place:
     fs, path = _file_system(data)
     paths: list[str] = []
     for each in _expand(path):
-        if _PATTERN & set(each):
+        if _PATTERN & set(each) and not fs.exists(each):
             found = sorted(fs.glob(each))
             if not found:
                 raise DataError(f"no file matches {each} in {data}; check the pattern")
             paths += found
         elif fs.isdir(each):
-            paths += _folder(fs, each, suffixes, data)
+            paths += _folder(fs, each, kinds, data)
         else:
             paths.append(each)
     if len(paths) == 1 and not fs.exists(paths[0]):
         raise DataError(f"no file or folder {data}; check the path")
     return Place(fs, tuple(paths))
+
+
+def is_saved(data: str) -> bool:
+    """Tell whether this is a folder that Hugging Face's ``save_to_disk`` wrote."""
+    fs, path = _file_system(data)
+    marks = ("state.json", "dataset_dict.json")
+    return not _PATTERN & set(path) and any(fs.exists(f"{path}/{mark}") for mark in marks)
 
 
 def _file_system(data: str) -> tuple[Any, str]:
@@ -86,16 +108,16 @@ def _expand(path: str) -> list[str]:
     return list(import_extra("braceexpand", "webdataset").braceexpand(path))
 
 
-def _folder(fs: Any, folder: str, suffixes: Sequence[str], data: str) -> list[str]:
-    """List the files of a folder that have the first suffix of which there are any."""
+def _folder(fs: Any, folder: str, kinds: Sequence[Sequence[str]], data: str) -> list[str]:
+    """List the files of a folder that are of the first kind of which there are any."""
     files = sorted(path for path in fs.find(folder) if not _hidden(path[len(folder) :]))
-    for suffix in suffixes:
-        found = [path for path in files if path.lower().endswith(suffix)]
+    for suffixes in kinds:
+        found = [path for path in files if path.lower().endswith(tuple(suffixes))]
         if found:
             return found
+    wanted = ", ".join(suffix for suffixes in kinds for suffix in suffixes)
     raise DataError(
-        f"the folder {data} holds no pairs: expected files {', '.join(suffixes)}; found "
-        f"{len(files)} others"
+        f"the folder {data} holds no pairs: no file among {len(files)} ends in {wanted}"
     )
 
 
