@@ -45,7 +45,7 @@ def gather(own: Tensor, *, with_grad: bool = True) -> tuple[Tensor, int]:
         return own, 0
     sizes = _sizes(own)
     before = sum(sizes[: dist.get_rank()])
-    rows: Tensor = _Gather.apply(own, sizes, with_grad)
+    rows: Tensor = _Gather.apply(own, sizes, with_grad)  # type: ignore[no-untyped-call]
     return rows, before
 
 
@@ -62,9 +62,9 @@ class _Gather(torch.autograd.Function):
         return _rows(tangent, ctx.sizes)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.with_grad:
-            return _Sum.apply(gradient, ctx.sizes), None, None
+            return _Sum.apply(gradient, ctx.sizes), None, None  # type: ignore[no-untyped-call]
         return _own(gradient, ctx.sizes), None, None
 
 
@@ -79,13 +79,13 @@ class _Sum(torch.autograd.Function):
         return _own(total, sizes)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _Gather.apply(gradient, ctx.sizes, True), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(gradient, ctx.sizes, True), None  # type: ignore[no-untyped-call]
 
 
 def _own(every: Tensor, sizes: list[int]) -> Tensor:
-    rank = dist.get_rank()
-    return every.split(sizes)[rank]
+    rows: Tensor = every.split(sizes)[dist.get_rank()]
+    return rows
 
 
 def _sizes(own: Tensor) -> list[int]:

@@ -116,5 +116,7 @@ class PairModel:
 
     def scored(self, tower: Tower = "both") -> list[str]:
         """Name the last projection of the image tower, of the text tower, or both."""
-        towers = ("image", "text") if tower == "both" else (tower,)
+        towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+        if tower != "both":
+            towers = (tower,)
         return [name for own in towers for name in self.projections[own]]

@@ -224,4 +224,5 @@ def _bare(model: nn.Module) -> Any:
 def _unit(found: Any) -> Tensor:
     """Return embeddings of unit length; releases before 5 return them bare."""
     z: Tensor = found if isinstance(found, Tensor) else found.pooler_output
-    return z / z.norm(dim=-1, keepdim=True)
+    unit: Tensor = z / z.norm(dim=-1, keepdim=True)
+    return unit

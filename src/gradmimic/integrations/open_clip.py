@@ -24,7 +24,7 @@ from gradmimic.wrapped import unwrapped
 # By tower, the last layer's parameters: of a bare matrix, of a linear layer in its place, of a
 # ResNet's pooling, of a transformer from timm or Hugging Face.
 _LAST = {
-    "image": ("visual.proj", "visual.head.proj", "visual.attnpool.c_proj"),
+    "image": ("visual.proj", "visual.head.proj", "visual.attnpool.c_proj", "visual.trunk.head"),
     "text": ("text_projection", "text.text_projection", "text.proj", "text.proj.2"),
 }
 _ADDED = "visual.trunk.attn_pool.mlp.fc2"  # timm's pooling, as SigLIP has it
@@ -102,7 +102,7 @@ def pair_model_of(
         if not found:
             raise ConfigError(
                 f"the last layer of the {tower} tower of {name or type(model).__name__} is none of "
-                f"{listed(_LAST[tower])}; its last parameters are "  # type: ignore[index]
+                f"{listed(_LAST[tower])}; its last parameters are "
                 f"{listed([*parameters][-4:])}. Build a gradmimic.pair_model.PairModel that says."
             )
     biased = getattr(model, "logit_bias", None) is not None

@@ -8,14 +8,16 @@ open_clip:<architecture>[/<tag or file of weights>]
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from gradmimic.checkpoint import read_weights
 from gradmimic.direction import Params, choose
-from gradmimic.errors import ConfigError, ReferenceMismatchError, listed
+from gradmimic.errors import AlignmentError, ConfigError, ReferenceMismatchError, listed
 from gradmimic.pair_model import PairModel
 from gradmimic.reference import Reference
+from gradmimic.rotation import NEAR, nearness
 from gradmimic.run.clip.small import open_small
 
 FORMS = (
@@ -163,6 +165,42 @@ def read_pair_reference(source: str, model: PairModel, params: Params | None = N
         told += f", with {' and '.join(renamed)}"
     both = all(name in found for name in model.scored())
     return Reference(found, told, tuple(model.scored()) if both else (), model.fixed)
+
+
+def pick_pair_alignment(
+    reference: Reference, model: PairModel, params: Params | None = None
+) -> tuple[Literal["none", "rotation"], str]:
+    """Tell how a reference is brought near: by rotation, unless it is near already.
+
+    Args:
+        reference: of :func:`read_pair_reference`.
+        model: the model being trained, as it is now.
+        params: what is scored; the last projections by default.
+
+    Returns:
+        The alignment, and why, in a sentence.
+
+    Raises:
+        ReferenceMismatchError: the reference does not fit.
+
+    Example:
+        >>> model = open_pair_model("small")
+        >>> weights = {name: model.model.get_parameter(name) for name in model.scored()}
+        >>> align, note = pick_pair_alignment(Reference(weights, "itself", tuple(weights)), model)
+        >>> align, note[-49:]
+        ('none', 'is near already: 1.00 of what turning could reach')
+    """
+    if reference.fixed:
+        return "none", f"align: none, since {reference.fixed}"
+    subset = choose(model.model, model.scored() if params is None else params)
+    try:
+        near = nearness(model.model, subset, reference)
+    except AlignmentError as error:
+        return "none", f"align: none, since what is scored cannot be turned: {error}"
+    told = f"{near:.2f} of what turning could reach"
+    if near >= NEAR:
+        return "none", f"align: none, since the reference is near already: {told}"
+    return "rotation", f"align: rotation, since the reference is from elsewhere: {told} is there"
 
 
 def _read(source: str, model: PairModel) -> tuple[Mapping[str, Tensor], str]:

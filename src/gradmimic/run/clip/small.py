@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +110,9 @@ def open_small(*, seed: int = 0, image_size: int | None = None) -> PairModel:
         model,
         "small",
         "clip",
-        encode_images=lambda model, images: unwrapped(model).encode_images(images),
-        encode_texts=lambda model, tokens: unwrapped(model).encode_texts(tokens["words"]),
-        scale=lambda model: (unwrapped(model).scale(), None),
+        encode_images=lambda model, images: _bare(model).encode_images(images),
+        encode_texts=lambda model, tokens: _bare(model).encode_texts(tokens["words"]),
+        scale=lambda model: (_bare(model).scale(), None),
         projections={"image": ["image_projection.weight"], "text": ["text_projection.weight"]},
         transform=Picture((size, size)),
         tokenize=HashedWords(),
@@ -123,3 +124,7 @@ def _block(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.ReLU()
     )
+
+
+def _bare(model: nn.Module) -> Small:
+    return cast(Small, unwrapped(model))
