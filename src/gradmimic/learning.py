@@ -36,6 +36,8 @@ class Learning:
         overtaken: since when the scores know nothing.
     """
 
+    LEARNED = ("overtaken", "_weighting", "_fading_from")
+
     def __init__(self, weighting: Weighting, log: ScoreLog | None) -> None:
         self.overtaken = Overtaken()
         self._weighting, self._log = weighting, log

@@ -36,6 +36,8 @@ class Overtaken:
         ([False, True], 0)
     """
 
+    LEARNED = ("since", "_start", "_doubtful", "_real", "_canaries", "_count")
+
     def __init__(self) -> None:
         self.since: int | None = None
         self._start: int | None = None  # of the present block

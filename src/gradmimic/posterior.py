@@ -42,6 +42,8 @@ class Posterior:
         tensor([0.5000, 0.5000, 0.0000])
     """
 
+    LEARNED = ("rate", "_real", "_canaries", "_smooth", "_highest", "_slope", "_shift")
+
     def __init__(self) -> None:
         self.rate: float | None = None
         self._real = self._canaries = np.zeros(0)

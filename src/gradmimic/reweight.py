@@ -8,7 +8,7 @@ loss.backward()
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ from gradmimic.engines.ghost import Backward
 from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
 from gradmimic.joining import Joining
+from gradmimic.learned import learned, put_back
 from gradmimic.learning import Learning
 from gradmimic.log import ScoreLog
 from gradmimic.measure import check_losses, check_shape
@@ -350,6 +351,32 @@ class GradMimic(Joining):
         if behind and self._learning.overtaken.tell(self.step):
             self._learning.fade(self.step, "its loss on trusted samples is the lower one")
         return self.overtaken is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned so far, to go on exactly from here with the model's weights.
+
+        Step, temperature, posterior, fading, and how a reference was turned; what ``"auto"``,
+        ``"transport"`` and ``"outputs"`` learn is learned anew in their first steps.
+
+        Example:
+            >>> model, better = nn.Linear(1, 2), nn.Linear(1, 2)
+            >>> GradMimic(model, better).state_dict()["step"]
+            0
+        """
+        alignment = learned(self._alignment) if hasattr(self._alignment, "LEARNED") else {}
+        own = {"step": self.step, "missing": self.missing, "alignment": alignment}
+        return {**own, "learning": learned(self._learning)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, with the same arguments as before.
+
+        Args:
+            state: that, or what ``torch.load(…, weights_only=True)`` made of it.
+        """
+        self.step, self.missing = state["step"], state["missing"]
+        device = next(iter(self._subset.parameters.values())).device
+        put_back(self._learning, state["learning"], device)
+        put_back(self._alignment, state["alignment"], device)
 
     def _without_batch(self) -> None:
         """Learn what the other ranks' batch tells, on a rank that has run out of batches."""

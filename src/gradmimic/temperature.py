@@ -32,6 +32,8 @@ class Temperature:
         tensor(0.7000)
     """
 
+    LEARNED = ("_spread",)
+
     def __init__(self, given: float | Literal["auto"] | Callable[[int], float]) -> None:
         if not callable(given) and given != "auto":
             _checked(given)

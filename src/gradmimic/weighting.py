@@ -41,6 +41,8 @@ class Weighting:
         tensor([0.5000, 0.5000])
     """
 
+    LEARNED = ("posterior", "_temperature")
+
     def __init__(
         self,
         kind: Literal["softmax", "posterior"],
