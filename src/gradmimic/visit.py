@@ -206,10 +206,10 @@ def begin(
             subset = choose(own, params, head=head)
             alignment = pick_alignment(align, own, subset, reference)
             if align == "rotation":
-                for first, _ in shown:
-                    with alignment.watching():
+                with alignment.watching():  # all of them as one batch
+                    for first, _ in shown:
                         losses(own, first)
-                    alignment.observe(None)
+                alignment.observe(None)
             visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
             if engine == "auto":
                 for first, first_ids in shown[:1]:

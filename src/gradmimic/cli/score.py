@@ -38,6 +38,8 @@ def score(checkpoints: list[str], **flags: Any) -> None:
             summary = score_pairs(config, progress)
     if summary is not None:
         _print(summary)
+        if not summary.visits:
+            raise typer.Exit(1)
 
 
 def _print(summary: "ScoreSummary") -> None:
@@ -59,6 +61,12 @@ def _print(summary: "ScoreSummary") -> None:
     if summary.scored:
         table.add_row("samples/s", f"{summary.scored / summary.seconds:,.0f}")
     console.print(table)
+    if summary.census:
+        read = Table("pairs", "what became of them", "the first", box=None, padding=(0, 2, 0, 0))
+        for own in summary.census:
+            number = "unknown" if own.count is None else f"{own.count:,}"
+            read.add_row(number, Text(own.what), Text(own.example, "dim"))
+        console.print(read)
     for note in summary.notes:
         console.print(Text("Note: ", style="bold yellow") + Text(note), soft_wrap=True)
     console.print(Text(f"log: {summary.log}"), soft_wrap=True)

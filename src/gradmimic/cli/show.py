@@ -36,7 +36,9 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress_bars(unit: str = "steps") -> Iterator[Callable[[str, int], Callable[..., None]]]:
+def progress_bars(
+    unit: str = "steps",
+) -> Iterator[Callable[[str, int | None], Callable[..., None]]]:
     """Open progress bars with rate and time left.
 
     Args:
@@ -44,7 +46,7 @@ def progress_bars(unit: str = "steps") -> Iterator[Callable[[str, int], Callable
 
     Yields:
         ``progress(what, steps)``, which adds a bar and returns what to call after each step, or
-        with a number of them.
+        with a number of them; None stands for steps that nobody has counted.
     """
     columns = (
         SpinnerColumn(),
@@ -56,7 +58,7 @@ def progress_bars(unit: str = "steps") -> Iterator[Callable[[str, int], Callable
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
 
-        def progress(what: str, steps: int) -> Callable[..., None]:
+        def progress(what: str, steps: int | None) -> Callable[..., None]:
             task = bars.add_task(what, total=steps)
             return lambda done=1: bars.advance(task, done)
 

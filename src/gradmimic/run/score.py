@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from gradmimic.canaries import Canaries, CanaryLosses, enough
 from gradmimic.data import Samples, read_samples
+from gradmimic.data.pairs.census import Row
 from gradmimic.errors import DataError, LogError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.outputs import Outputs
@@ -50,8 +51,9 @@ from gradmimic.trial import Given
 from gradmimic.units import finished
 
 Align: TypeAlias = Literal["none", "shift", "outputs"]
-Progress: TypeAlias = Callable[[str, int], Callable[[int], None]]
-"""``progress(what, samples)`` announces the work; what it returns is told of samples done."""
+Progress: TypeAlias = Callable[[str, int | None], Callable[[int], None]]
+"""``progress(what, samples)`` announces the work, of an unknown number of samples where it is None;
+what it returns is told of samples done."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ScoreSummary:
 
     Args:
         log: its folder.
-        samples: how many were read.
+        samples: how many there are to score.
         checkpoints: by name, in the order of the log's epochs.
         visits: rows of samples.
         canaries: rows of canaries.
@@ -68,6 +70,7 @@ class ScoreSummary:
         scored: samples that this call scored, in all its processes; the rest was there.
         seconds: that it took, without reading and preparing.
         notes: what the reader must know.
+        census: of pairs, what became of all that was read; adds up to its last row.
     """
 
     log: Path
@@ -79,6 +82,7 @@ class ScoreSummary:
     scored: int
     seconds: float
     notes: list[str]
+    census: Sequence[Row] = ()
 
 
 class _Toward(NamedTuple):

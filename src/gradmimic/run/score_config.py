@@ -117,7 +117,12 @@ class PairScoreConfig:
         "What a bare file of weights is of: small, hf:… (a folder or hub id), or "
         "open_clip:ARCHITECTURE. A config.yaml beside it says so too.",
     )
-    ids: str = key("uid", "Input", "Where a pair's unique id is: a field or a column.")
+    ids: str | None = key(
+        None,
+        "Input",
+        "Where a pair's unique id is: a field or a column. Default: uid where there are any, else "
+        "the shards' names and keys.",
+    )
     image: str | None = key(
         None, "Input", "The column of pictures, where the data have several or another name."
     )

@@ -1,8 +1,10 @@
 """The folder of ``gradmimic score``: what may be continued, what is refused, and what is done.
 
 log/              the scores; log/run.json says of what data, weights and settings they are
-labels.parquet    every sample's given class
-.done-1-of-2      process 1 of 2 has nothing left to do; gone once all have not
+labels.parquet    every sample's given class, of data with labels
+shards/           what became of the samples of each shard, of pairs; census.json is their sum
+log/.done-1-of-2  process 1 of 2 has nothing left to do; gone once all have not
+log/.at-work-1    when process 1 last showed that it is alive
 """
 
 import hashlib
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gradmimic.data import Samples
 from gradmimic.errors import ConfigError, LogError
@@ -20,7 +23,8 @@ from gradmimic.run.job import OUTPUTS
 from gradmimic.run.place import Place, wait_for
 from gradmimic.units import EVENT
 
-_OWN = ("log", "labels.parquet")
+_FILES = ("labels.parquet", "census.json", "duplicates.npy", "absent.json")
+_FOLDERS = ("log", "shards")
 _DIGESTS = ("data", "checkpoints", "reference")
 _SAMPLED = 4096  # rows of the inputs
 
@@ -31,7 +35,9 @@ def check_free(out: Path, place: Place, *, overwrite: bool) -> None:
     Raises:
         ConfigError: it does, or several processes are to overwrite it.
     """
-    foreign = [name for name in OUTPUTS if name not in _OWN and (out / name).exists()]
+    foreign = [
+        name for name in OUTPUTS if name not in (*_FOLDERS, *_FILES) and (out / name).exists()
+    ]
     if foreign:
         raise ConfigError(f"{out} holds a training run ({foreign[0]}). Give another --out.")
     if overwrite and place.processes > 1:
@@ -59,8 +65,10 @@ def open_folder(out: Path, told: Mapping[str, Any], place: Place, *, overwrite: 
     log = out / "log"
     try:
         if overwrite:
-            shutil.rmtree(log, ignore_errors=True)
-            (out / "labels.parquet").unlink(missing_ok=True)
+            for name in _FOLDERS:
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in _FILES:
+                (out / name).unlink(missing_ok=True)
         log.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
@@ -106,20 +114,39 @@ def finish(out: Path, place: Place) -> bool:
 
     wait_for(
         lambda: not missing(),
-        lambda: len(list((out / "log").iterdir())),
+        lambda: signs_of_life(out),
         f"process 0 is done, but of {place.processes} processes some are not, and write nothing "
         "any more. Start the same command again: what is done is kept.",
     )
-    for mark in (out / "log").glob(".done-*"):  # those of a killed run too
-        mark.unlink(missing_ok=True)
+    for pattern in (".done-*", ".at-work-*"):  # those of a killed run too
+        for mark in (out / "log").glob(pattern):
+            mark.unlink(missing_ok=True)
     return True
 
 
+def beat(out: Path, place: Place) -> None:
+    """Show the other processes that this one is at work, where it may write nothing for long."""
+    (out / "log" / f".at-work-{place.rank}").touch()
+
+
+def signs_of_life(out: Path) -> object:
+    """Return a value that is another one as long as a process is at work."""
+    entries = list((out / "log").iterdir())
+    beats = [entry for entry in entries if entry.name.startswith(".at-work-")]
+    return len(entries), [file.stat().st_mtime_ns for file in beats]
+
+
+def said_before(out: Path) -> dict[str, Any]:
+    """Return what the folder's log says that it is of; nothing where there is none."""
+    return _said(out) if _has_log(out) else {}
+
+
 def count_rows(log: Path) -> tuple[int, int]:
-    """Return the number of visits of samples, and of canaries."""
+    """Return the number of visits of samples, and of canaries, by the mimic score."""
     rows = canaries = 0
     for part in LogReader(log).parts:
-        column = read_part(part, ["canary"]).column(0)
+        table = read_part(part, ["scorer", "canary"])
+        column = table.filter(pc.field("scorer") == "mimic")["canary"]
         canaries += len(column) - column.null_count
         rows += column.null_count
     return rows, canaries
