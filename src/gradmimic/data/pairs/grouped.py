@@ -15,6 +15,7 @@ from typing import Any
 from gradmimic.data.images import SUFFIXES
 from gradmimic.data.pairs.reasons import (
     BAD_JSON,
+    CUT,
     NO_CAPTION,
     NO_ID,
     NO_PICTURE,
@@ -82,24 +83,30 @@ class GroupedSource(PairSource):
     def items(self, shard: int) -> Iterator[Record | Dropped | End]:
         """Yield the samples of a shard as they come, then its end."""
         for item in self.groups(shard, self._files):
-            yield self._record(shard, item) if isinstance(item, Group) else item
+            if isinstance(item, End):
+                yield item
+                continue
+            made = self._record(shard, item)
+            if isinstance(made, str):
+                made = Dropped(item.key, CUT if item.cut else made)
+            yield made
 
-    def _record(self, shard: int, group: Group) -> Record | Dropped:
+    def _record(self, shard: int, group: Group) -> Record | str:
         """Make a record of a group, or say why not."""
-        pictures = [name for name in self._pictures if name in group.suffixes]
         if group.fault:
-            return Dropped(group.key, group.fault)
+            return group.fault
+        pictures = [name for name in self._pictures if name in group.suffixes]
         if len(pictures) != 1:
-            return Dropped(group.key, SEVERAL_PICTURES if pictures else NO_PICTURE)
+            return SEVERAL_PICTURES if pictures else NO_PICTURE
         meta = _meta(group)
         if meta is None:
-            return Dropped(group.key, BAD_JSON)
+            return BAD_JSON
         texts = self._texts(group, meta)
         if isinstance(texts, str):
-            return Dropped(group.key, texts)
+            return texts
         sample_id = self._sample_id(shard, group, meta)
         if sample_id is None:
-            return Dropped(group.key, NO_ID)
+            return NO_ID
         return Record(group.key, sample_id, group.files[pictures[0]], texts, meta)
 
     def _texts(self, group: Group, meta: Mapping[str, Any]) -> tuple[str, ...] | str:

@@ -39,12 +39,14 @@ class Group:
         files: content by suffix.
         suffixes: of all files, read or not.
         fault: why they can be no sample.
+        cut: whether reading failed behind them, so that others may be missing.
     """
 
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
     suffixes: set[str] = field(default_factory=set)
     fault: str = ""
+    cut: bool = False
 
 
 def read_groups(file: BinaryIO, wanted: Mapping[str, bool]) -> Iterator[Group | End]:
@@ -92,6 +94,7 @@ def read_groups(file: BinaryIO, wanted: Mapping[str, bool]) -> Iterator[Group | 
     # What a file system or a damaged archive raises is open-ended, and may end this shard only.
     except Exception as error:
         detail = str(error) or type(error).__name__
+    group.cut = not ended
     if group.suffixes & wanted.keys():
         yield group
     else:
