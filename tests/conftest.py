@@ -43,12 +43,14 @@ def shared_data():
 def two_ranks(tmp_path_factory):
     """What the cases of the distributed tests return on two ranks, started once for them all."""
     import on_ranks
+    import test_contrastive_ranks
     import test_distributed
     import test_launchers
 
     names = [
         *(f"test_distributed.{case}" for case in test_distributed.CASES),
         *(f"test_launchers.{case}" for case in test_launchers.CASES),
+        *(f"test_contrastive_ranks.{case}" for case in test_contrastive_ranks.CASES),
     ]
     base = tmp_path_factory.getbasetemp()
     return on_ranks.run_once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base, names)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gradmimic.canaries import Canaries, CanaryLosses
 from gradmimic.contrastive import Batch, Embedded, clip_losses, siglip_losses
-from gradmimic.wrapped import unwrapped
 
 Tower = Literal["image", "text", "both"]
 Tokens = Mapping[str, Tensor]
@@ -47,8 +46,8 @@ class PairModel:
         projections: names of the last parameters of each tower.
         transform: a PIL picture in RGB -> ``[3, s, s]`` float32; can be pickled for workers.
         tokenize: captions -> named tensors ``[b, t]``; can be pickled for workers.
-        encode_both: ``(model, images, tokens)`` -> both, through the model's own ``forward``, so
-            that what is wrapped around it (DDP) sees the pass. By default each by itself.
+        forward: ``(model, images, tokens)`` -> all that the model says, by calling it, so that what
+            is wrapped around it (DDP) sees the pass. By default each tower by itself.
         fixed: why turning both projections together would change what the model says; empty where
             it would not, as of all models that end in two projections.
     """
@@ -62,7 +61,7 @@ class PairModel:
     projections: Mapping[Literal["image", "text"], Sequence[str]]
     transform: Callable[[Any], Tensor]
     tokenize: Callable[[Sequence[str]], Tokens]
-    encode_both: Callable[[nn.Module, Tensor, Tokens], tuple[Tensor, Tensor]] | None = None
+    forward: Callable[[nn.Module, Tensor, Tokens], Embedded] | None = None
     fixed: str = ""
 
     def embed(self, model: nn.Module, batch: PairInputs) -> Embedded:
@@ -72,12 +71,10 @@ class PairModel:
             model: the module, wrapped (DDP, ``torch.compile``) or not.
             batch: b pairs.
         """
-        if self.encode_both is None:
-            image = self.encode_images(model, batch.images)
-            text = self.encode_texts(model, batch.tokens)
-        else:
-            image, text = self.encode_both(model, batch.images, batch.tokens)
-        return Embedded(image, text, *self.scale(unwrapped(model)))
+        if self.forward is not None:
+            return self.forward(model, batch.images, batch.tokens)
+        image = self.encode_images(model, batch.images)
+        return Embedded(image, self.encode_texts(model, batch.tokens), *self.scale(model))
 
     def losses(
         self, pairs: Embedded, *, batch: Batch = "global", gather_with_grad: bool = True

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradmimic.contrastive import Embedded
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.integrations.pillow import BICUBIC, MEAN, STD, Picture
@@ -99,9 +100,13 @@ def pair_model_of(
     clip = kind == "clip"
     more = {"interpolate_pos_encoding": True} if resized else {}
 
-    def both(model: nn.Module, images: Tensor, tokens: Mapping[str, Tensor]) -> Any:
+    def scale(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+        own = _bare(model)
+        return own.logit_scale.exp(), None if clip else own.logit_bias
+
+    def forward(model: nn.Module, images: Tensor, tokens: Mapping[str, Tensor]) -> Embedded:
         out = model(pixel_values=images, **tokens, **more)
-        return out.image_embeds, out.text_embeds  # of unit length
+        return Embedded(out.image_embeds, out.text_embeds, *scale(model))  # of unit length
 
     return PairModel(
         model,
@@ -109,7 +114,7 @@ def pair_model_of(
         kind,
         encode_images=lambda m, images: _unit(_bare(m).get_image_features(images, **more)),
         encode_texts=lambda m, tokens: _unit(_bare(m).get_text_features(**tokens)),
-        scale=lambda m: (m.logit_scale.exp(), None if clip else m.logit_bias),  # type: ignore
+        scale=scale,
         projections={"image": ["visual_projection.weight"], "text": ["text_projection.weight"]}
         if clip
         else {
@@ -118,7 +123,7 @@ def pair_model_of(
         },
         transform=transform,
         tokenize=Tokenize(tokenizer, model.config.text_config.max_position_embeddings, not clip),
-        encode_both=both,
+        forward=forward,
         fixed="" if clip else _FIXED,
     )
 

@@ -107,11 +107,16 @@ def pair_model_of(
             )
     biased = getattr(model, "logit_bias", None) is not None
 
-    def both(model: nn.Module, images: Tensor, tokens: Mapping[str, Tensor]) -> Any:
+    def forward(model: nn.Module, images: Tensor, tokens: Mapping[str, Tensor]) -> Embedded:
         out = model(images, tokens["text"])
         if isinstance(out, Mapping):
-            return out["image_features"], out["text_features"]
-        return out[:2]
+            out = (
+                out["image_features"],
+                out["text_features"],
+                out["logit_scale"],
+                out.get("logit_bias"),
+            )
+        return Embedded(*out)
 
     return PairModel(
         model,
@@ -123,7 +128,7 @@ def pair_model_of(
         projections=projections,  # type: ignore[arg-type]
         transform=transform,
         tokenize=Tokenize(tokenizer),
-        encode_both=both,
+        forward=forward,
         fixed=fixed,
     )
 

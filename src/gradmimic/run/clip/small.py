@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradmimic.contrastive import Embedded
 from gradmimic.integrations.pillow import Picture
 from gradmimic.pair_model import PairModel
 from gradmimic.wrapped import unwrapped
@@ -56,9 +57,9 @@ class Small(nn.Module):
         mean = (self.words(words) * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(self.text_projection(self.text(mean)), dim=1)
 
-    def forward(self, images: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what both towers say."""
-        return self.encode_images(images), self.encode_texts(words)
+    def forward(self, images: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what both towers say, and s."""
+        return self.encode_images(images), self.encode_texts(words), self.scale()
 
     def scale(self) -> Tensor:
         """Return s, at most 100."""
@@ -116,7 +117,7 @@ def open_small(*, seed: int = 0, image_size: int | None = None) -> PairModel:
         projections={"image": ["image_projection.weight"], "text": ["text_projection.weight"]},
         transform=Picture((size, size)),
         tokenize=HashedWords(),
-        encode_both=lambda model, images, tokens: model(images, tokens["words"]),
+        forward=lambda model, images, tokens: Embedded(*model(images, tokens["words"])),
     )
 
 
