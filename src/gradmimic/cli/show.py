@@ -1,6 +1,6 @@
 """What runs and estimates look like in a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from gradmimic.curate import Quality, Selection
 from gradmimic.curate.quality import better
+from gradmimic.data.pairs.census import Row
 from gradmimic.run.outcome import Outcome
 
 
@@ -72,10 +73,22 @@ def print_outcome(outcome: Outcome) -> None:
     for metric in outcome.metrics:
         table.add_row(Text(metric.name), Text(metric.printed), Text(metric.meaning, "dim"))
     console.print(table)
+    print_census(outcome.census)
     for note in outcome.notes:
         console.print(Text("Note: ", style="bold yellow") + Text(note), soft_wrap=True)
     for what, path in outcome.files.items():
         console.print(Text(f"{what}: {path}"), soft_wrap=True)
+
+
+def print_census(rows: Sequence[Row]) -> None:
+    """Print what became of all pairs that were read; nothing where all were of use."""
+    if len(rows) <= 2:  # all kept, and their total
+        return
+    table = Table(Column("pairs", justify="right"), "", Column("the first", style="dim"), box=None)
+    for row in rows:
+        count = "?" if row.count is None else f"{row.count:,}"
+        table.add_row(count, Text(row.what), Text(row.example))
+    Console().print(table)
 
 
 def print_qualities(found: Mapping[str, Quality]) -> None:
@@ -126,6 +139,8 @@ def print_selection(selection: Selection, files: Mapping[str, Path]) -> None:
     for reason, count in selection.reasons().items():
         table.add_row(f"{count:,}", Text(reason))
     console.print(table)
+    for note in selection.notes:
+        console.print(Text("Note: ", style="bold yellow") + Text(note), soft_wrap=True)
     for what, path in files.items():
         console.print(Text(f"{what}: {path}"), soft_wrap=True)
 

@@ -16,6 +16,7 @@ from gradmimic.atomic import atomic_write
 from gradmimic.curate import Quality, Selection
 from gradmimic.curate.export import export
 from gradmimic.data import Samples
+from gradmimic.data.pairs.census import Row
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
@@ -37,12 +38,14 @@ class Outcome:
         metrics: the ones a person wants to read, with their meaning.
         notes: what the reader must know before trusting them.
         files: what was written where.
+        census: of pairs, what became of all that was read; adds up to its last row.
     """
 
     values: Mapping[str, Any]
     metrics: Sequence[Metric]
     notes: Sequence[str]
     files: Mapping[str, Path]
+    census: Sequence[Row] = ()
 
 
 Scores = Mapping[int, npt.NDArray[np.float32]]

@@ -19,7 +19,11 @@ class ClipConfig:
         "Pairs of pictures and captions: WebDataset shards (a folder, a pattern such as "
         "'pool/{00000..00012}.tar', a URL), a Parquet or JSONL, or a Hugging Face data set.",
     )
-    ids: str = key("uid", "Input", "Where a pair's unique id is: a field or a column.")
+    ids: str | None = key(
+        None,
+        "Input",
+        "The field or column of unique ids; default: uid, else the shard's name and the key.",
+    )
     image: str | None = key(
         None, "Input", "The column of pictures, where the data have several or another name."
     )
