@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-INPUT, OUTPUT, ENGINE = "Decision", "Output", "Engine"
+INPUT, FILTERS, OUTPUT, ENGINE = "Decision", "Conditions and rankings", "Output", "Engine"
 
 
 def select(
@@ -15,25 +15,25 @@ def select(
         typer.Option(help="The selection: every sample, with its reason.", rich_help_panel=OUTPUT),
     ] = Path("selection.parquet"),
     rule: Annotated[
-        Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"],
+        Literal["auto", "calibrated", "mixture", "two_means", "one_over_b", "none"],
         typer.Option(
-            help="How scores become a decision. auto: calibrated by the log's canaries, "
-            "else mixture.",
+            help="How scores become a decision. auto: none where --top or --drop-bottom rank, "
+            "else calibrated by the log's canaries, else mixture.",
             rich_help_panel=INPUT,
         ),
     ] = "auto",
     aggregate: Annotated[
-        Literal["mean", "majority", "one_coin", "dawid_skene"],
+        Literal["mean", "stacked", "majority", "one_coin", "dawid_skene"],
         typer.Option(
-            help="Decide once on each sample's mean, or let its visits vote: majority, or a "
-            "label model.",
+            help="Decide once on each sample's mean, or on several scorers combined as canaries "
+            "tell (stacked), or let its visits vote: majority, or a label model.",
             rich_help_panel=INPUT,
         ),
     ] = "mean",
     scorer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Whose scores; several vote together. Default: mimic.",
+            help="Whose scores; several vote together, or are combined. Default: mimic.",
             rich_help_panel=INPUT,
             show_default=False,
         ),
@@ -46,6 +46,45 @@ def select(
             show_default=False,
         ),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep only what fulfils this, over columns of the metadata and the log, e.g. "
+            "'length(text) > 5 and original_width >= 200'.",
+            rich_help_panel=FILTERS,
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep only the highest share by a column or a scorer.",
+            metavar="COLUMN:SHARE",
+            rich_help_panel=FILTERS,
+            show_default=False,
+        ),
+    ] = None,
+    drop_bottom: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Remove the lowest share by a column or a scorer, e.g. mimic:0.15.",
+            metavar="COLUMN:SHARE",
+            rich_help_panel=FILTERS,
+            show_default=False,
+        ),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="More about each sample: Parquet files, a folder of them, a pattern in quotes, "
+            "or a URL.",
+            rich_help_panel=FILTERS,
+            show_default=False,
+        ),
+    ] = None,
+    metadata_id: Annotated[
+        str, typer.Option(help="The ids in the metadata.", rich_help_panel=FILTERS)
+    ] = "uid",
     kept: Annotated[
         Path | None, typer.Option(help="The kept rows alone, as Parquet.", rich_help_panel=OUTPUT)
     ] = None,
@@ -86,6 +125,11 @@ def select(
         aggregate=aggregate,
         scorer=scorer or "mimic",
         voters={str(path): Selection.from_parquet(path) for path in voter or []},
+        where=where,
+        top=_shares("--top", top or []),
+        drop_bottom=_shares("--drop-bottom", drop_bottom or []),
+        metadata=metadata,
+        metadata_id=metadata_id,
         out=out,
         backend=backend,
         memory_limit=memory_limit,
@@ -102,3 +146,24 @@ def select(
         selection.to_datacomp(datacomp)
         files["datacomp"] = datacomp
     print_selection(selection, files)
+
+
+def _shares(option: str, texts: list[str]) -> dict[str, float]:
+    """Read COLUMN:SHARE, where a column's name may hold a colon itself."""
+    from gradmimic.errors import ConfigError
+
+    shares: dict[str, float] = {}
+    for text in texts:
+        name, _, share = text.rpartition(":")
+        try:
+            number = float(share)
+        except ValueError:
+            number = -1.0
+        if not name or name in shares or not 0 <= number <= 1:
+            again = " once for each" if name in shares else ""
+            raise ConfigError(
+                f"{option} takes a column and a share from 0 to 1{again}, such as mimic:0.15, got "
+                f"{text!r}."
+            )
+        shares[name] = number
+    return shares

@@ -49,6 +49,9 @@ class Engine(Protocol):
     def parts(self, paths: Sequence[Path]) -> "ir.Table":
         """Return the rows of Parquet files."""
 
+    def urls(self, urls: Sequence[str]) -> "ir.Table":
+        """Return the rows of Parquet files that lie elsewhere."""
+
     def table(self, table: pa.Table) -> "ir.Table":
         """Return the rows of a table in memory."""
 
@@ -111,10 +114,26 @@ class DuckDB:
 
     def parts(self, paths: Sequence[Path]) -> "ir.Table":
         """Return the rows of Parquet files."""
-        # A bracketed character stands for itself: names may hold what would be patterns.
-        literal = [_GLOB.sub(lambda found: f"[{found[0]}]", str(path)) for path in paths]
+        literal = [_literally(str(path)) for path in paths]
         with _understood():
             return self._connection.read_parquet(literal)
+
+    def urls(self, urls: Sequence[str]) -> "ir.Table":
+        """Return the rows of Parquet files that lie elsewhere."""
+        from gradmimic.curate.metadata import urls_of
+
+        # Through fsspec, and not by Ibis, which would install DuckDB's own extension for some.
+        raw, found = self._connection.con, []
+        for url in urls:
+            system, names = urls_of(url)
+            protocols = {system.protocol} if isinstance(system.protocol, str) else system.protocol
+            if not set(protocols) & set(raw.list_filesystems()):
+                raw.register_filesystem(system)
+            found += [_literally(name) for name in names]
+        view = _name()
+        with _understood():
+            raw.read_parquet(found).create_view(view)
+            return self._connection.table(view)
 
     def table(self, table: pa.Table) -> "ir.Table":
         """Return the rows of a table in memory."""
@@ -178,6 +197,10 @@ class Spark:
         """Return the rows of Parquet files."""
         literal = [_GLOB.sub(lambda found: f"\\{found[0]}", str(path.resolve())) for path in paths]
         return self._view(self._session.read.parquet(*(f"file:{path}" for path in literal)))
+
+    def urls(self, urls: Sequence[str]) -> "ir.Table":
+        """Return the rows of Parquet files that lie elsewhere: Spark knows many places itself."""
+        return self._view(self._session.read.parquet(*urls))
 
     def table(self, table: pa.Table) -> "ir.Table":
         """Return the rows of a table in memory."""
@@ -365,6 +388,11 @@ def _first_line(error: BaseException) -> str:
 def _name() -> str:
     """Return a name that no table has."""
     return f"gradmimic_{uuid.uuid4().hex}"
+
+
+def _literally(path: str) -> str:
+    """Return a pattern of DuckDB's for one path: a bracketed character stands for itself."""
+    return _GLOB.sub(lambda found: f"[{found[0]}]", path)
 
 
 def _unhex() -> Any:

@@ -1,10 +1,11 @@
 """How a decision is made: rules judge histograms, label models judge patterns of votes.
 
     visits → histogram of each scorer and epoch → rule → threshold → votes → label model ┐
-    visits → mean of each sample → histogram → rule ─────────────────────────────────────┴► said
+    visits → mean of each sample, or scorers combined → histogram → rule ────────────────┴► said
 
 What is *said* is a small table: of each bin, or pattern of votes, whether to keep, how sure,
-and why. Joined to the samples it is the selection, see ``gradmimic.curate.plan``.
+and why. Joined to the samples it is the selection, see ``gradmimic.curate.plan``, unless
+conditions and rankings speak against some more, see ``gradmimic.curate.filters``.
 """
 
 import os
@@ -25,7 +26,9 @@ from gradmimic.log_reader import LogReader
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
+    from gradmimic.curate.backends import Engine
     from gradmimic.curate.canaries import Calibration
+    from gradmimic.curate.filters import Filtered, Filters
     from gradmimic.curate.histogram import Histogram
     from gradmimic.curate.plan import Group
     from gradmimic.curate.visits import Visits
@@ -33,11 +36,12 @@ if TYPE_CHECKING:
     _Seen = tuple[Histogram, Mapping[str, Histogram]]
 
 Log: TypeAlias = LogReader | pa.Table | str | os.PathLike[str]
-Rule = Literal["calibrated", "one_over_b", "two_means", "mixture"]
-Aggregate = Literal["mean", "majority", "one_coin", "dawid_skene"]
+Rule = Literal["calibrated", "one_over_b", "two_means", "mixture", "none"]
+Aggregate = Literal["mean", "majority", "one_coin", "dawid_skene", "stacked"]
 
-_RULES = ("calibrated", *RULES)
-_AGGREGATES = ("mean", "majority", "one_coin", "dawid_skene")
+_RULES = ("calibrated", *RULES, "none")
+_ONCE = ("mean", "stacked")
+_AGGREGATES = ("mean", "majority", "one_coin", "dawid_skene", "stacked")
 _BOUNDARY = {
     "calibrated": ("score", "the canaries' threshold"),
     "one_over_b": ("relative weight", "the uniform share"),
@@ -65,6 +69,7 @@ def decide(
     aggregate: Aggregate = "mean",
     scorer: str | Sequence[str] = "mimic",
     voters: Mapping[str, Selection] | None = None,
+    filters: "Filters | None" = None,
     out: str | os.PathLike[str] | None = None,
     backend: Any = None,
     memory_limit: str | None = None,
@@ -72,14 +77,16 @@ def decide(
 ) -> tuple[Selection, "Calibration | None"]:
     """Do what ``select`` does, and return what the canaries told beside it.
 
-    Args: as of ``select``.
+    Args: as of ``select``, and ``filters``, what has to hold beside the decision.
 
     Returns:
-        The selection; and the calibration of the mean scores, None for other rules than
-        ``"calibrated"`` and other aggregates than ``"mean"``.
+        The selection; and the calibration of the mean or combined scores, None for other rules
+        than ``"calibrated"`` and where votes are counted.
     """
     scorers = [scorer] if isinstance(scorer, str) else list(dict.fromkeys(scorer))
     voters = dict(voters or {})
+    if rule is None and aggregate in _ONCE and filters and (filters.top or filters.drop_bottom):
+        rule = "none"  # a ranking is a rule of its own
     _check_choices(rule, aggregate, scorers, voters)
     # Here, and not above: whoever only reads selections need not wait for these to load.
     from gradmimic.curate import plan
@@ -90,11 +97,12 @@ def decide(
         relative = rule == "one_over_b"
         edge = 1.0 - ROUNDING if relative else None
         visits = Visits(engine, log, scorers, relative=relative, edge=edge)
+        notes: list[str] = []
         with visits.blaming_parts():
-            chosen = _chosen_rule(rule, visits, by_visit=aggregate != "mean")
+            chosen = _chosen_rule(rule, visits, aggregate)
             calibration = None
-            if aggregate == "mean":
-                samples, said, calibration = _by_mean(visits, chosen)
+            if aggregate in _ONCE:
+                samples, said, calibration = _at_once(visits, chosen, aggregate == "stacked", notes)
             else:
                 samples, said = _by_votes(visits, chosen, aggregate, voters)
         reasons = list(dict.fromkeys(said.reasons))
@@ -102,64 +110,129 @@ def decide(
         columns = {
             **said.keys,
             "keep": said.keep,
-            "p_clean": said.p_clean,
+            "p_clean": pa.array(said.p_clean, pa.float64(), from_pandas=True),  # NaN is null
             "reason": pa.array([number[reason] for reason in said.reasons], pa.int32()),
         }
         table = engine.table(pa.table(columns))
+        means = [name for name in samples.columns if name.startswith("mean_")]
+        judged = plan.judged(samples, table, list(said.keys), means)
         told = [reason + visits.note for reason in reasons]
-        rows = plan.decided(engine.unpacked, samples, table, list(said.keys), told)
+        if filters:
+            own = {scorers[0]: "score"} if aggregate != "stacked" else {}
+            own |= {scorers[j]: name for j, name in enumerate(means)}
+            judged, told, more = _filtered(engine, log, visits, judged, told, own, filters)
+            notes += more
+        rows = plan.in_order(engine.unpacked, judged, told)
         if out is None:
-            return Selection(engine.fetch(rows)), calibration
+            return Selection(engine.fetch(rows), notes), calibration
         engine.write(rows, Path(out))
-        return Selection.from_parquet(out), calibration
+        return Selection.from_parquet(out, notes), calibration
 
 
-def _chosen_rule(rule: Rule | None, visits: "Visits", *, by_visit: bool) -> str:
+def _filtered(
+    engine: "Engine",
+    log: Log,
+    visits: "Visits",
+    judged: "ir.Table",
+    reasons: list[str],
+    own: dict[str, str],
+    filters: "Filters",
+) -> "Filtered":
+    """Apply conditions and rankings, having joined what they need of other scorers."""
+    from gradmimic.curate import plan
+    from gradmimic.curate.filters import apply, needed_scorers
+    from gradmimic.curate.metadata import open_metadata
+    from gradmimic.curate.visits import Visits
+
+    metadata = None if filters.metadata is None else open_metadata(engine, filters.metadata)
+    others = [name for name in needed_scorers(filters, metadata, visits.scorers) if name not in own]
+    if others:
+        more = Visits(engine, log, others, relative=False, edge=None)
+        with more.blaming_parts():
+            found = more.samples([np.inf] * len(more.voters), with_x=False, coded=False, each=True)
+        names = {f"other_{j}": f"mean_{j}" for j in range(len(others))}
+        judged = plan.with_means(judged, found, names, lambda key: visits.key(engine.unpacked(key)))
+        own |= dict(zip(others, names, strict=True))
+    known = {**dict.fromkeys(visits.scorers, ""), **own}
+    known |= {name: name for name in ("score", "p_clean", "visits") if name not in known}
+    return apply(engine, judged, reasons, known, filters, metadata, visits.key)
+
+
+def _chosen_rule(rule: Rule | None, visits: "Visits", aggregate: str) -> str:
     """Return the rule to use, having checked that there are the canaries it needs."""
     without = [voter for voter in visits.voters if not voter.canaries]
-    usable = not without if by_visit else len(without) < len(visits.voters)
+    own = [voter.scorer for voter in visits.voters if voter.canaries]
+    if aggregate == "mean":
+        usable = bool(own)
+    elif aggregate == "stacked":
+        without = [voter for voter in without if voter.scorer not in own]
+        usable = not without
+    else:
+        usable = not without
     if rule is None:
-        return "calibrated" if usable else "mixture"
-    if rule == "calibrated" and not usable:
+        rule = "calibrated" if usable else "mixture"
+    if not usable and (rule == "calibrated" or aggregate == "stacked"):
         first = without[0]
-        where = f" in epoch {first.epoch}" if len(without) < len(visits.voters) else ""
+        where = f" in epoch {first.epoch}" if own else ""
+        what = "aggregate='stacked'" if aggregate == "stacked" else "rule='calibrated'"
+        instead = "one scorer" if aggregate == "stacked" else "rule='mixture'"
         raise ConfigError(
-            f"rule='calibrated' learns from canaries, but {visits.where} has none of scorer "
+            f"{what} learns from canaries, but {visits.where} has none of scorer "
             f"{first.scorer!r}{where}. Score canaries while training, as gradmimic run does, or "
-            "choose rule='mixture', which needs none."
+            f"choose {instead}, which needs none."
         )
     return rule
 
 
-def _by_mean(visits: "Visits", rule: str) -> tuple["ir.Table", _Said, "Calibration | None"]:
-    """Average over the visits, then apply the rule once."""
+def _at_once(
+    visits: "Visits", rule: str, stacked: bool, notes: list[str]
+) -> tuple["ir.Table", _Said, "Calibration | None"]:
+    """Average over the visits, or combine the scorers' means, then apply the rule once."""
     from gradmimic.curate import plan
     from gradmimic.curate.histogram import grid_of, histograms
 
     fetch, relative = visits.engine.fetch, rule == "one_over_b"
-    never = [np.inf] * len(visits.voters)
-    coded = len(never) <= plan.MOST_CODED
-    samples = visits.samples(never, with_x=relative, coded=coded)
-    means = samples if relative else samples.mutate(x=samples.score)
+    name, boundary = _BOUNDARY.get(rule, ("score", ""))
+    if stacked:
+        from gradmimic.curate.stacked import stacked as combine
+
+        means, canary_means, stack = combine(visits)
+        notes.append(f"{stack.why[0].upper()}{stack.why[1:]}.")
+        name = "combined score"
+    else:
+        never = [np.inf] * len(visits.voters)
+        coded = len(never) <= plan.MOST_CODED
+        samples = visits.samples(never, with_x=relative, coded=coded)
+        means = samples if relative else samples.mutate(x=samples.score)
+        canary_means = visits.canary_means()
+        name = f"mean {name}"
+    if rule == "none":
+        return (
+            means,
+            _Said({}, np.ones(1, np.bool_), np.full(1, np.nan), ["kept: no rule was asked for"]),
+            None,
+        )
     levels = histograms(fetch(plan.mean_levels(means)), [])[()]
     grid = grid_of(levels, 1.0 - ROUNDING if relative else None)
     real = histograms(fetch(plan.mean_bins(means, [], grid)), [])[()]
     calibration = None
     if rule == "calibrated":
-        bins = plan.mean_bins(visits.canary_means(), ["canary"], grid)
+        bins = plan.mean_bins(canary_means, ["canary"], grid)
         found = histograms(fetch(bins), ["canary"])
         canaries = {kind: own for (kind,), own in found.items()}
-        by_visit = _by_visit(visits.histograms(with_losses=True))
-        calibration = _calibrated([seen for seen in by_visit if seen[1]], (real, canaries))
+        by_visit = [seen for seen in _by_visit(visits.histograms(with_losses=True)) if seen[1]]
+        # A combination has no losses, by which one kind of canary is told from another.
+        if stacked and len(canaries) == 1:
+            by_visit.append((real, canaries))
+        calibration = _calibrated(by_visit, (real, canaries))
         votes = calibration.votes
     else:
         votes = RULES[rule](real.values, real.counts)
-    name, boundary = _BOUNDARY[rule]
     limit = f"{boundary} {1.0 if relative else _threshold(real, votes):.4g}"
-    removed = f"removed: the mean {name} is below {limit}"
-    kept = f"kept: the mean {name} is not below {limit}"
+    removed = f"removed: the {name} is below {limit}"
+    kept = f"kept: the {name} is not below {limit}"
     if not votes.evidence:
-        kept = f"kept: the mean scores {_no_evidence(rule)}"
+        kept = f"kept: the {name.replace('score', 'scores')} {_no_evidence(rule)}"
     elif votes.boundary == -np.inf:
         kept = "kept: the canaries find no sample to remove"
     said = _Said(
@@ -315,5 +388,17 @@ def _check_choices(
         raise ConfigError(
             f"aggregate='mean' judges one scorer's scores, but there are {len(scorers)} scorers "
             f"and {len(voters)} other voters. Choose 'majority', 'one_coin' or 'dawid_skene', "
-            "which count their votes together."
+            "which count their votes together, or for several scorers with canaries 'stacked', "
+            "which combines their scores."
+        )
+    if aggregate == "stacked" and (len(scorers) < 2 or voters or rule == "one_over_b"):
+        raise ConfigError(
+            "aggregate='stacked' combines the scores of two scorers or more, and takes neither "
+            f"voters nor rule='one_over_b', but there are {len(scorers)} scorers, {len(voters)} "
+            f"other voters and rule={rule!r}."
+        )
+    if rule == "none" and aggregate not in _ONCE:
+        raise ConfigError(
+            f"aggregate={aggregate!r} counts votes, which a rule casts. Choose a rule, or "
+            "aggregate='mean' to let conditions and rankings alone decide."
         )

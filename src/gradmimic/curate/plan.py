@@ -16,7 +16,7 @@ at all and bit 31 + v where it voted to keep: up to 31 of them fit one integer, 
 group. Ids, names and thresholds come in as columns and bound literals, never as text of a query.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import ibis
@@ -126,13 +126,23 @@ def with_bin(means: "ir.Table", grid: Grid) -> "ir.Table":
     return means.mutate(bin=bin_of(means.x, *grid))
 
 
-def canary_means(key: Key, rows: "ir.Table") -> "ir.Table":
-    """Average each canary over its visits."""
-    return rows.group_by("canary", key=key(rows.sample_id)).agg(x=rows.x.mean())
+def canary_means(key: Key, rows: "ir.Table", groups: Sequence[Group] = ()) -> "ir.Table":
+    """Average each canary over its visits, in all as ``x`` and by group as ``mean_g``."""
+    means = {
+        f"mean_{number}": rows.score.mean(where=_inside(rows.voter, group))
+        for number, group in enumerate(groups)
+    }
+    return rows.group_by("canary", key=key(rows.sample_id)).agg(x=rows.x.mean(), **means)
 
 
 def samples(
-    key: Key, rows: "ir.Table", groups: Sequence[Group], *, with_x: bool, coded: bool
+    key: Key,
+    rows: "ir.Table",
+    groups: Sequence[Group],
+    *,
+    with_x: bool,
+    coded: bool,
+    each: bool = False,
 ) -> "ir.Table":
     """Bring the visits of each sample together.
 
@@ -142,9 +152,11 @@ def samples(
         groups: the voters of each scorer; the first scorer's score is averaged.
         with_x: whether the rule judges means, of something else than the score.
         coded: whether all voters are to share one integer.
+        each: whether to average every scorer's scores.
 
     Returns:
-        ``key``, ``score``, perhaps ``x``; ``visits``; and ``pattern``, the votes in one integer,
+        ``key``, ``score``, perhaps ``x``; perhaps ``mean_g`` by group, null where it did not visit
+        the sample; ``visits``; and ``pattern``, the votes in one integer,
         or by group ``ayes_g`` and ``cast_g``.
     """
     vote = rows.x >= rows.threshold
@@ -152,12 +164,15 @@ def samples(
     sums = {"sum_score": rows.score.sum(where=of_first)}
     if with_x:
         sums["sum_x"] = rows.x.sum()
+    if each:
+        for number, group in enumerate(groups):
+            sums[f"mean_{number}"] = rows.score.sum(where=_inside(rows.voter, group))
     if coded:
         code = ibis.literal(1, "int64") + vote.ifelse(ibis.literal(1 << MOST_CODED, "int64"), 0)
         sums["pattern"] = bit_or(code << rows.voter)
     else:
         for number, group in enumerate(groups):
-            inside = (rows.voter >= group.first) & (rows.voter < group.first + group.size)
+            inside = _inside(rows.voter, group)
             sums[f"ayes_{number}"] = (inside & vote).sum()
             for word in range(0, group.size, _WORD):
                 place = rows.voter - group.first - word
@@ -180,6 +195,8 @@ def samples(
         votes = {f"ayes_{number}": found[f"ayes_{number}"] for number in range(len(groups))}
         votes |= {f"cast_{number}": count for number, count in enumerate(cast)}
     means = {"x": found.sum_x / cast[0]} if with_x else {}
+    if each:
+        means |= {f"mean_{j}": found[f"mean_{j}"] / own.nullif(0) for j, own in enumerate(cast)}
     return found.select("key", score=found.sum_score / cast[0], visits=sum(cast), **means, **votes)
 
 
@@ -231,20 +248,47 @@ def repeated(rows: "ir.Table") -> "ir.Table":
     return counted.filter(counted.times > 1)
 
 
-def decided(
-    text: Key, samples: "ir.Table", said: "ir.Table", keys: Sequence[str], reasons: Sequence[str]
+def judged(
+    samples: "ir.Table", said: "ir.Table", keys: Sequence[str], more: Sequence[str] = ()
 ) -> "ir.Table":
-    """Join what was said of bins or patterns to the samples, and sort these by id.
+    """Join what was said of bins or patterns to the samples.
+
+    Args:
+        samples: what ``samples`` returned, with the columns ``keys`` and ``more``.
+        said: ``keys``, ``keep``, ``p_clean``, and ``reason``, a position among the reasons.
+        keys: the columns to join by; none where the same is said of all.
+        more: what to take along.
+    """
+    both = samples.join(said, list(keys)) if keys else samples.cross_join(said)
+    return both.select("key", "keep", "p_clean", "score", "visits", "reason", *more)
+
+
+def with_means(
+    judged: "ir.Table", found: "ir.Table", names: Mapping[str, str], key: Key
+) -> "ir.Table":
+    """Add other scorers' means to the samples, null where they have none.
+
+    Args:
+        judged: what ``judged`` returned.
+        found: what ``samples`` returned for those scorers.
+        names: what to call each of its columns.
+        key: makes its keys those of ``judged``, if they are of another type.
+    """
+    same = found.key.type() == judged.key.type()
+    means = {name: found[column] for name, column in names.items()}
+    other = found.select(other_key=found.key if same else key(found.key), **means)
+    return judged.left_join(other, judged.key == other.other_key).drop("other_key")
+
+
+def in_order(text: Key, judged: "ir.Table", reasons: Sequence[str]) -> "ir.Table":
+    """Return a selection: sorted by id, with the texts of the reasons.
 
     Args:
         text: turns keys into ids.
-        samples: what ``samples`` returned, with the columns ``keys``.
-        said: ``keys``, ``keep``, ``p_clean``, and ``reason``, a position among the reasons.
-        keys: the columns to join by.
+        judged: what ``judged`` returned.
         reasons: the texts.
     """
-    both = samples.join(said, list(keys))
-    narrow = both.select("key", "keep", "p_clean", "score", "visits", "reason").order_by("key")
+    narrow = judged.select("key", "keep", "p_clean", "score", "visits", "reason").order_by("key")
     # A view, so that the sort moves keys and numbers, and texts are made after it.
     narrow = narrow.view()
     return narrow.select(
@@ -255,6 +299,11 @@ def decided(
         visits=narrow.visits.cast("int64"),
         reason=ibis.array(list(reasons))[narrow.reason],
     )
+
+
+def _inside(voter: "ir.IntegerValue", group: Group) -> "ir.BooleanValue":
+    """Tell whether a voter belongs to a group."""
+    return (voter >= group.first) & (voter < group.first + group.size)
 
 
 def _unfit(x: "ir.NumericValue") -> "ir.BooleanValue":

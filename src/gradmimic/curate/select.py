@@ -4,7 +4,10 @@
     majority    p_clean_i = (1/|T_i|) Σ_{t ∈ T_i} vote_{i,t},  vote_{i,t} = [rule(x_{·,t})_i ≥ ½]
     one_coin, dawid_skene      p_clean_i = P(keep | all votes on i), a label model's posterior
 
-and keep_i = [p_clean_i ≥ ½], or for the rule ``calibrated`` what it decides. T_i are the visits of
+    stacked     as mean, of log-odds b + Σ_j w_j z_ij over several scorers j, learned from canaries
+
+and keep_i = [p_clean_i ≥ ½], or for the rule ``calibrated`` what it decides; and of these the ones
+that no condition and no ranking speaks against. T_i are the visits of
 sample i: where it was not visited it abstains. x is the score, or for the rule ``one_over_b`` the
 relative weight w·b. A tie among the votes keeps the sample, since removing takes evidence against
 it.
@@ -25,6 +28,11 @@ def select(
     aggregate: Aggregate = "mean",
     scorer: str | Sequence[str] = "mimic",
     voters: Mapping[str, Selection] | None = None,
+    where: str | Sequence[str] | None = None,
+    top: Mapping[str, float] | None = None,
+    drop_bottom: Mapping[str, float] | None = None,
+    metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    metadata_id: str = "uid",
     out: str | os.PathLike[str] | None = None,
     backend: Any = None,
     memory_limit: str | None = None,
@@ -43,12 +51,24 @@ def select(
             read up to its last complete part.
         rule: ``"calibrated"`` learns from canaries what a bad sample scores; ``"mixture"``, two
             Gaussians, adapts to the share of bad samples; ``"two_means"`` splits at the widest
-            divide; ``"one_over_b"``, the paper's, rejects about 40 % of any data. None means
+            divide; ``"one_over_b"``, the paper's, rejects about 40 % of any data; ``"none"`` keeps
+            what conditions and rankings keep. None means ``"none"`` where there is a ranking, else
             ``"calibrated"`` where the log has canaries, else ``"mixture"``; the reasons say which.
         aggregate: ``"mean"``, which loses least, ``"majority"``, the paper's, or the label models
             ``"one_coin"`` and ``"dawid_skene"``. By votes, a rule is fitted to each epoch.
-        scorer: whose rows to use; several scorers' votes count together, by votes only.
+            ``"stacked"`` combines several scorers into one score, as canaries tell.
+        scorer: whose rows to use; several scorers' votes count together, or they are combined.
         voters: selections from elsewhere by name, each with one more vote on the samples it has.
+        where: conditions over columns of the metadata and the log, e.g. ``"length(text) > 5 and
+            original_width >= 200"``, see ``gradmimic.curate.condition``. What is kept fulfils all.
+            The log's columns are its scorers, by their names, ``score``, ``p_clean`` and
+            ``visits``.
+        top: keep the share of samples with the highest values, e.g.
+            ``{"clip_l14_similarity_score": 0.3}``, and none without a value. All samples with a
+            value are ranked: all of the metadata by their columns, all of the log by a scorer.
+        drop_bottom: remove the share with the lowest values, e.g. ``{"mimic": 0.15}``.
+        metadata: Parquet files with more about each sample: paths, folders, patterns, or URLs.
+        metadata_id: their column of sample ids.
         out: a Parquet file to write the selection to, which need not fit in memory. It appears
             whole or not at all.
         backend: None for DuckDB in this process; a Spark master's URL or a ``SparkSession``.
@@ -58,18 +78,24 @@ def select(
     Returns:
         One row per sample, sorted by id; ``p_clean`` in [0, 1], higher is cleaner. It is the
         rule's posterior, or 0 or 1 for the hard rules, or the share of keep votes, or the label
-        model's posterior. ``score`` is the mean over the (first) scorer's visits. Where the scores
-        cannot form two groups everything is kept, and the reasons say so.
+        model's posterior. ``score`` is the mean over the (first) scorer's visits, or log-odds if
+        combined. Where the scores cannot form two groups everything is kept, and the reasons say
+        so. ``notes`` say which samples log and metadata do not have in common, and how scorers were
+        combined.
 
     Raises:
-        ConfigError: there is no such rule, aggregate or backend, or they do not fit each other.
+        ConfigError: there is no such rule, aggregate, backend or column, they do not fit each
+            other, or a condition cannot be read.
         LogError: the log is empty or damaged, has no such scorer, holds a visit twice, or a number
             that is not finite.
-        DataError: ``out`` cannot be written, or memory and temporary folder do not suffice.
+        DataError: there are no such metadata, ``out`` cannot be written, or memory and temporary
+            folder do not suffice.
         MissingExtraError: ``backend`` names Spark, and PySpark is not installed.
 
     Source:
-        arXiv 2501.06708, the filtering stage: ``rule="one_over_b", aggregate="majority"``.
+        arXiv 2501.06708, the filtering stage: ``rule="one_over_b", aggregate="majority"``. Its
+        filters of DataComp: ``top={"clip_l14_similarity_score": 0.3}, drop_bottom={"mimic": 0.15},
+        metadata=…``.
 
     Example:
         >>> import tempfile
@@ -82,12 +108,18 @@ def select(
         ...     select(log, "two_means").kept.tolist()
         ['a', 'c']
     """
+    filters = None
+    if where or top or drop_bottom or metadata is not None:
+        from gradmimic.curate.filters import filters_of  # here, since it loads the query engine
+
+        filters = filters_of(metadata, metadata_id, where, top, drop_bottom)
     return decide(
         log,
         rule,
         aggregate=aggregate,
         scorer=scorer,
         voters=voters,
+        filters=filters,
         out=out,
         backend=backend,
         memory_limit=memory_limit,

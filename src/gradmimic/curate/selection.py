@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from gradmimic.curate import algebra, by_id, datacomp, label_columns, ranking
 from gradmimic.curate.export import export, write_npy
+from gradmimic.curate.metadata import Sources
 from gradmimic.curate.rows import NAMES, FileRows, TableRows, check_columns, schema, some
 from gradmimic.errors import ConfigError, DataError
 
@@ -37,6 +38,7 @@ class Selection:
         table: sorted by ``sample_id`` (int64 or string), with the columns ``keep`` (bool),
             ``p_clean`` (in [0, 1], higher is cleaner, null where nobody judged it), ``score``
             (mean over the visits, higher is better), ``visits`` and ``reason``.
+        notes: what no row says of how this came about, a sentence each.
 
     Raises:
         DataError: the table has other columns, or a sample twice.
@@ -54,21 +56,24 @@ class Selection:
         array([0, 2])
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, notes: Sequence[str] = ()) -> None:
         self._rows: TableRows | FileRows = TableRows(table)
+        self.notes = tuple(notes)
 
     @classmethod
-    def from_parquet(cls, path: str | os.PathLike[str]) -> "Selection":
+    def from_parquet(cls, path: str | os.PathLike[str], notes: Sequence[str] = ()) -> "Selection":
         """Open what ``to_parquet`` wrote; rows are read, and checked, when they are needed.
 
         Args:
             path: the Parquet file, sorted by ``sample_id``.
+            notes: what its rows do not say.
 
         Raises:
             DataError: the file cannot be read or holds no selection.
         """
         selection = cls.__new__(cls)
         selection._rows = FileRows(path)
+        selection.notes = tuple(notes)
         return selection
 
     @classmethod
@@ -108,6 +113,34 @@ class Selection:
             DataError: no such file or column, or scores that ``from_scores`` refuses.
         """
         return cls(by_id.scored(*by_id.read_columns(table, id, score)))
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: Sources,
+        *,
+        id: str = "uid",  # noqa: A002
+        score: str | None = None,
+        where: str | Sequence[str] | None = None,
+    ) -> "Selection":
+        """Take up all samples of a pool's metadata, as DataComp publishes them.
+
+        ``Selection.from_metadata(files, score="clip_l14_similarity_score").top(0.3)``
+
+        Args:
+            metadata: Parquet files, folders of them, patterns with ``*``, or URLs of any of these.
+            id: the column of sample ids.
+            score: the column of scores, higher is better; samples without one are left out. None
+                takes all samples up, without a score to rank.
+            where: conditions as of ``where()``; what does not fulfil them is removed.
+
+        Raises:
+            ConfigError: there is no such column, or a condition cannot be read.
+            DataError: there are no such files, or they cannot be read.
+        """
+        from gradmimic.curate.by_metadata import scored_by_metadata  # loads the query engine
+
+        return cls(*scored_by_metadata(metadata, id, score, where))
 
     @property
     def table(self) -> pa.Table:
@@ -241,6 +274,33 @@ class Selection:
     def above(self, threshold: float) -> "Selection":
         """Keep the samples whose score is at least a threshold."""
         return Selection(ranking.above(self.table, threshold))
+
+    def where(
+        self,
+        condition: str | Sequence[str],
+        metadata: Sources | None = None,
+        *,
+        id: str = "uid",  # noqa: A002
+    ) -> "Selection":
+        """Remove the samples that a condition does not hold for; what was removed stays so.
+
+        Args:
+            condition: e.g. ``"length(text) > 5 and original_width >= 200"``, over the columns of
+                the metadata, ``score``, ``p_clean`` and ``visits``; see ``curate.condition``.
+            metadata: files as of ``from_metadata``.
+            id: their column of sample ids.
+
+        Raises:
+            ConfigError, DataError: as of ``from_metadata``.
+
+        Example:
+            >>> scores = Selection.from_scores(["a", "b", "c"], [0.9, 0.5, 0.1])
+            >>> scores.top(0.67).where("score < 0.8").kept.tolist()
+            ['b']
+        """
+        from gradmimic.curate.by_metadata import where  # loads the query engine
+
+        return Selection(*where(self.table, condition, metadata, id))
 
     def per_class(
         self,

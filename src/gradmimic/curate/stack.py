@@ -26,8 +26,8 @@ from gradmimic.curate.votes import BoolArray, FloatArray
 from gradmimic.errors import DataError
 from gradmimic.separation import auroc
 
+BEND = 3.0  # spreads from the median to where z bends
 _FOLDS = 5
-_BEND = 3.0  # spreads from the median to where z bends
 _NORMAL = 1.4826  # median distances in a standard deviation of a normal distribution
 _RIDGE = 1e-3  # of the weights, so that canaries without overlap leave them finite
 _STEPS, _SWEEPS, _TOLERANCE = 50, 200, 1e-10
@@ -195,7 +195,7 @@ def _bounded(theta: FloatArray, slope: FloatArray, curve: FloatArray) -> FloatAr
 
 def _bent(x: FloatArray, center: FloatArray, scale: FloatArray) -> FloatArray:
     """Return z ``[n, k]``; 0 where there is no score."""
-    z: FloatArray = _BEND * np.arcsinh((x - center) / (_BEND * scale))
+    z: FloatArray = BEND * np.arcsinh((x - center) / (BEND * scale))
     return np.nan_to_num(z, nan=0.0)
 
 

@@ -66,6 +66,7 @@ class Visits:
 
     Attributes:
         where: names the log in messages.
+        scorers: all that the log has, by name.
         voters: in order of scorer, then epoch.
         note: what to add to every reason, where voters were left out.
 
@@ -135,13 +136,16 @@ class Visits:
         bins = plan.visit_bins(plan.placed(self.rows, table), with_losses)
         return histograms(self.engine.fetch(bins), ["voter", "canary"])
 
-    def samples(self, thresholds: Sequence[float], *, with_x: bool, coded: bool) -> "ir.Table":
+    def samples(
+        self, thresholds: Sequence[float], *, with_x: bool, coded: bool, each: bool = False
+    ) -> "ir.Table":
         """Return the samples with their mean score and their votes, computed once.
 
         Args:
             thresholds: the lowest value that each voter votes to keep.
             with_x: whether the rule judges means of w·b.
             coded: whether all voters are to share one integer.
+            each: whether to average every scorer's scores.
 
         Raises:
             LogError: a sample comes twice in an epoch, or has no id.
@@ -149,22 +153,22 @@ class Visits:
         table = self._table({"threshold": pa.array(thresholds, pa.float64())})
         rows = plan.placed(self.rows.filter(self.rows.canary.isnull()), table)
         samples = self.engine.store(
-            plan.samples(self.key, rows, self.groups, with_x=with_x, coded=coded)
+            plan.samples(self.key, rows, self.groups, with_x=with_x, coded=coded, each=each)
         )
         found = self.engine.fetch(plan.checks(samples)).to_pylist()[0]
         if found["without"] and self._packed:  # there are other ids beside those looked at
             self._packed = False
-            return self.samples(thresholds, with_x=with_x, coded=coded)
+            return self.samples(thresholds, with_x=with_x, coded=coded, each=each)
         if found["without"]:
             raise LogError(_nulls(self.where, ["sample_id"]))
         if found["visits"] != sum(voter.rows for voter in self.voters):
             raise LogError(self._repeated())
         return samples
 
-    def canary_means(self) -> "ir.Table":
-        """Return the mean over its visits of each canary."""
+    def canary_means(self, *, each: bool = False) -> "ir.Table":
+        """Return the mean over its visits of each canary, perhaps for each scorer."""
         rows = plan.placed(self.rows.filter(self.rows.canary.notnull()), self._table({}))
-        return plan.canary_means(self.key, rows)
+        return plan.canary_means(self.key, rows, self.groups if each else ())
 
     def other(self, name: str, selection: Selection) -> "ir.Table":
         """Return the votes of a selection from elsewhere."""
@@ -202,7 +206,7 @@ class Visits:
     def _voters(self, scorers: Sequence[str], edge: float | None) -> list[Voter]:
         """Find out who scored when, having checked every number."""
         found = self.engine.fetch(plan.survey(self.rows))
-        names = sorted(set(found["scorer"].to_pylist()) - {None})
+        self.scorers = names = sorted(set(found["scorer"].to_pylist()) - {None})
         if found.num_rows == 0:
             raise LogError(_empty(self.where))
         if missing := [name for name in scorers if name not in names]:
