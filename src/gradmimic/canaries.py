@@ -26,6 +26,8 @@ from gradmimic.errors import DataError, ParameterError
 
 U64 = npt.NDArray[np.uint64]
 
+SWAPPED = "swapped"  # the kind of all canaries of pairs
+
 
 class CanaryLosses(NamedTuple):
     """What ``GradMimic.weigh`` takes: one loss per canary, with its graph.
@@ -164,7 +166,7 @@ class Canaries:
         else:
             of = losses(i, j)
         served = [plain[row] for row in rows]
-        return CanaryLosses(of, served, ["swapped"] * len(rows), self.trained, rows.tolist())
+        return CanaryLosses(of, served, [SWAPPED] * len(rows), self.trained, rows.tolist())
 
     def _serving(self, ids: Any, b: int) -> tuple[list[Any], npt.NDArray[np.int64], U64]:
         """Return all ids, the rows ``[c]`` of those that serve, and their noise ``[c]``."""

@@ -1,6 +1,7 @@
 """What a training learns from its own scores, on every rank alike.
 
-canaries score no lower than samples   the model has overtaken its reference: fade
+canaries score no lower than samples   the model has overtaken its reference: fade (canaries of
+                                       pairs tell in the first epoch alone)
 canaries under each alignment          which alignment is best, for align="auto"
 canaries and samples                   how likely a sample is clean, for weighting="posterior"
 """
@@ -65,7 +66,12 @@ class Learning:
         return self._weighting(whole.scores[: whole.weighed], step, whole.known)
 
     def learn(
-        self, whole: WholeBatch, scores: npt.NDArray[np.float32], step: int, alignment: Alignment
+        self,
+        whole: WholeBatch,
+        scores: npt.NDArray[np.float32],
+        step: int,
+        epoch: int | None,
+        alignment: Alignment,
     ) -> Alignment:
         """Learn from one batch; return the alignment for the next.
 
@@ -73,6 +79,7 @@ class Learning:
             whole: the batch of all ranks.
             scores: ``[B + C]``, its scores on the CPU.
             step: its number.
+            epoch: of which pass over the data, where that is known.
             alignment: the one that scored it.
         """
         real, canaries = scores[: whole.samples], whole.plainest(scores)
@@ -81,7 +88,10 @@ class Learning:
             return self._try(alignment, real[known], canaries, step)
         if self._weighting.posterior is not None:
             self._weighting.posterior.see(real, canaries)
-        if self.overtaken.see(step, real, canaries):
+        # A contrastive model soon knows its pairs by heart, good and bad ones alike, but no canary.
+        # From then on samples score low beside canaries, however well good ones stand above bad.
+        memorised = whole.swapped and bool(epoch)
+        if not memorised and self.overtaken.see(step, real, canaries):
             self.fade(step, "canaries score no lower than samples")
         return alignment
 

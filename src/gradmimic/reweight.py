@@ -149,6 +149,7 @@ class GradMimic(Joining):
             reference = unwrapped(reference)
         self._called, model = model, unwrapped(model)
         self.step = self.missing = 0
+        self._epoch: int | None = None
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
         self._model, self._reference = model, reference
@@ -269,6 +270,7 @@ class GradMimic(Joining):
                 "weigh has no forward pass to weigh. Expected `with mimic:` around the model's "
                 "forward pass, then one call of weigh."
             )
+        self._epoch = epoch  # for steps of other ranks after this one's last batch
         self._pass = self._direction = None  # v, as large as θ, is not kept for the backward pass
         try:
             check_shape(losses)
@@ -307,7 +309,7 @@ class GradMimic(Joining):
                 facts = {"counted": whole.counted, "epoch": epoch, "direction_norm": v.norm}
                 self._record(ids, rows, b, known, canaries, **facts)
             seen = rows[0] if self._ranks.size == 1 else whole.scores.float().numpy()
-            self._alignment = self._learning.learn(whole, seen, self.step, self._alignment)
+            self._alignment = self._learning.learn(whole, seen, self.step, epoch, self._alignment)
             weights = self._learning.stepped(whole, weights, self.step)
             here = whole.weights_here(weights).to(scores)
             self.scores, self.weights = scores[:b], here[:b]
@@ -387,7 +389,9 @@ class GradMimic(Joining):
         if whole.scored:
             self._learning.weights(whole, self.step)  # an automatic temperature learns by it
             scores = whole.scores.float().numpy()
-            self._alignment = self._learning.learn(whole, scores, self.step, self._alignment)
+            self._alignment = self._learning.learn(
+                whole, scores, self.step, self._epoch, self._alignment
+            )
         self.step += 1
 
     def _no_joining(self) -> str | None:

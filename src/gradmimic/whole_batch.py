@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradmimic.canaries import CanaryLosses
+from gradmimic.canaries import SWAPPED, CanaryLosses
 from gradmimic.errors import LossError
 from gradmimic.measure import check_losses
 from gradmimic.ranks import Ranks
 from gradmimic.record import Ids, made_of
 
-_CANARY, _ASSUMING, _TRAINED, _UNKNOWN, _SCORED, _BROKEN = (2**bit for bit in range(6))
+_CANARY, _ASSUMING, _TRAINED, _UNKNOWN, _SCORED, _BROKEN, _SWAPPED = (2**bit for bit in range(7))
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class WholeBatch:
         counted: samples and canaries that the reference knows.
         scored: whether every rank has scores.
         ranks: R.
+        swapped: whether its canaries are pairs with another caption.
     """
 
     scores: Tensor
@@ -49,6 +50,7 @@ class WholeBatch:
     counted: tuple[int, int] | None
     scored: bool
     ranks: int
+    swapped: bool = False
 
     def weights_here(self, weights: Tensor) -> Tensor:
         """Turn weights of the rows that share the softmax into this rank's ``[b + c]``."""
@@ -91,17 +93,18 @@ def whole_batch(
     """
     kinds = [] if canaries is None else canaries.kinds
     trained = canaries is not None and canaries.trained
+    swapped = any(kind == SWAPPED for kind in kinds)
     assuming = np.array([kind.startswith("confusable/") for kind in kinds], dtype=np.bool_)
     if ranks.size == 1:
         values = check_losses(losses) if scores is None else scores
         weighed = len(losses) if trained else b
         return WholeBatch(
-            values, b, weighed, known, assuming, slice(None), None, scores is not None, 1
+            values, b, weighed, known, assuming, slice(None), None, scores is not None, 1, swapped
         )
     values = torch.zeros_like(losses) if scores is None else scores
     wide = torch.stack([values.detach(), losses.detach()]).double().cpu()  # the one transfer
     flags = np.full(len(losses), 0 if scores is None else _SCORED)
-    flags[b:] |= _CANARY + trained * _TRAINED
+    flags[b:] |= _CANARY + trained * _TRAINED + swapped * _SWAPPED
     flags[b:][assuming] |= _ASSUMING
     flags[~wide.isfinite().all(0).numpy()] |= _BROKEN
     if known is not None:
@@ -136,4 +139,5 @@ def whole_batch(
         (int((~canary & ~unknown).sum()), int((canary & ~unknown).sum())),
         bool((told & _SCORED > 0).all()),
         ranks.size,
+        bool((told & _SWAPPED > 0).any()),
     )
