@@ -72,7 +72,7 @@ def open_hf(
     size = image_size or own
     return pair_model_of(
         model,
-        _read(library.AutoTokenizer, source, revision),
+        _tokenizer(_read(library.AutoTokenizer, source, revision), config, source),
         _picture(_preprocessing(source, revision), size, own, kind == "clip"),
         name=f"hf:{source}" + (f"@{revision}" if revision else ""),
         resized=size != own,
@@ -205,6 +205,17 @@ def _preprocessing(source: str, revision: str | None) -> Mapping[str, Any]:
         return {}
     said: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return said
+
+
+def _tokenizer(found: Any, config: Any, source: str) -> Any:
+    """Refuse one without words, which transformers makes where a folder has no tokenizer."""
+    words, rows = len(found), config.text_config.vocab_size
+    if words <= len(found.all_special_ids) or words > rows:
+        raise ConfigError(
+            f"the tokenizer of {source} knows {words} tokens, and the model {rows}. Expected the "
+            "model's own: save it into the same folder, tokenizer.save_pretrained(folder)."
+        )
+    return found
 
 
 def _read(kind: Any, source: str, revision: str | None) -> Any:
