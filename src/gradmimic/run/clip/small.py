@@ -1,9 +1,11 @@
 """The built-in two-tower CLIP, small enough for CPUs and examples; nothing is downloaded.
 
-    picture [3, s, s] → four strided convolutions → mean over places → projection [128] → ‖·‖ = 1
-    caption → hashed words → mean of their embeddings → one layer    → projection [128] → ‖·‖ = 1
+    picture [3, s, s] → patches → mean and maximum over places     → projection [128] → ‖·‖ = 1
+    caption           → hashed words → mean of their embeddings    → projection [128] → ‖·‖ = 1
 
-A word is a row of a table that its hash picks, so there is no vocabulary to keep.
+Both towers see a bag, of patches and of words: with a few hundred pairs to learn from, that is what
+carries over to new ones. A word is a row of a table that its hash picks, so there is no vocabulary
+to keep.
 """
 
 import math
@@ -11,7 +13,6 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -19,14 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradmimic.contrastive import Embedded
+from gradmimic.errors import ConfigError
 from gradmimic.integrations.pillow import Picture
 from gradmimic.pair_model import PairModel
 from gradmimic.wrapped import unwrapped
 
 SIZE = 64  # pixels
 SPACE = 128  # dimensions that both towers share
-WIDTHS = (3, 24, 48, 96, 128)
-WORDS, WORD = 4096, 96  # rows of the table of words, and their width
+PATCH, PATCHES = 8, (64, 96)  # pixels of a patch's side; what is made of it
+WORDS, WORD = 2048, 64  # rows of the table of words, and their width
 MOST = 32  # words of a caption
 _MOST_SCALE = math.log(100)  # as CLIP's
 
@@ -34,28 +36,36 @@ _WORD = re.compile(r"\w+")
 
 
 class Small(nn.Module):
-    """A CNN on pictures and a bag of hashed words on captions."""
+    """Bags of patches and of words."""
 
     def __init__(self) -> None:
         super().__init__()
+        first, second = PATCHES
         self.image = nn.Sequential(
-            *(_block(*pair) for pair in pairwise(WIDTHS)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(3, first, PATCH, stride=PATCH // 2),
+            nn.GroupNorm(8, first),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 1),
+            nn.GroupNorm(8, second),
+            nn.ReLU(),
         )
         self.words = nn.Embedding(WORDS, WORD)
-        self.text = nn.Sequential(nn.LayerNorm(WORD), nn.Linear(WORD, 2 * WORD), nn.GELU())
-        self.image_projection = nn.Linear(WIDTHS[-1], SPACE, bias=False)
-        self.text_projection = nn.Linear(2 * WORD, SPACE, bias=False)
+        self.text = nn.LayerNorm(WORD)
+        self.image_projection = nn.Linear(2 * second, SPACE, bias=False)
+        self.text_projection = nn.Linear(WORD, SPACE, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Return ``[b, 128]`` of unit length for ``[b, 3, s, s]``."""
-        return F.normalize(self.image_projection(self.image(images)), dim=1)
+        patches = self.image(images)  # [b, 96, p, p]
+        bag = torch.cat([patches.mean((2, 3)), patches.amax((2, 3))], 1)
+        return F.normalize(self.image_projection(bag), dim=1)
 
     def encode_texts(self, words: Tensor) -> Tensor:
         """Return ``[b, 128]`` of unit length for ``[b, t]`` rows of the table; 0 is no word."""
         there = (words > 0).unsqueeze(2)  # [b, t, 1]
-        mean = (self.words(words) * there).sum(1) / there.sum(1).clamp(min=1)
-        return F.normalize(self.text_projection(self.text(mean)), dim=1)
+        bag = (self.words(words) * there).sum(1) / there.sum(1).clamp(min=1)
+        return F.normalize(self.text_projection(self.text(bag)), dim=1)
 
     def forward(self, images: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what both towers say, and s."""
@@ -94,19 +104,24 @@ def open_small(*, seed: int = 0, image_size: int | None = None) -> PairModel:
 
     Args:
         seed: of its initial weights.
-        image_size: width and height of its pictures in pixels, 64 by default; any from 16 on.
+        image_size: width and height of its pictures in pixels, 64 by default.
 
     Returns:
         The model, with CLIP's loss.
+
+    Raises:
+        ConfigError: pictures would be smaller than two patches.
 
     Example:
         >>> open_small().scored("image")
         ['image_projection.weight']
     """
+    size = SIZE if image_size is None else image_size
+    if size < 2 * PATCH:
+        raise ConfigError(f"image_size must be at least {2 * PATCH} for model 'small', got {size}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Small()
-    size = image_size or SIZE
     return PairModel(
         model,
         "small",
@@ -118,12 +133,6 @@ def open_small(*, seed: int = 0, image_size: int | None = None) -> PairModel:
         transform=Picture((size, size)),
         tokenize=HashedWords(),
         forward=lambda model, images, tokens: Embedded(*model(images, tokens["words"])),
-    )
-
-
-def _block(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.ReLU()
     )
 
 
