@@ -300,8 +300,8 @@ def _compared(
         f"of {samples:,} samples are not in the metadata, and were removed": samples - matched,
         f"of {known:,} samples of the metadata were never scored, and are not in this selection":
             known - matched,
-        "rows of the metadata repeat an id: a condition counts if it holds in all rows of an id, "
-        "and the lowest value is ranked": named - known,
+        "rows of the metadata repeat an id: a condition must hold in all, and the lowest ranks":
+            named - known,
         f"of {rows:,} rows of the metadata have no id that the log could have": rows - named,
     }  # fmt: skip
     return [f"{count:,} {text}." for text, count in told.items() if count]
