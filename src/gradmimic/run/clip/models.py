@@ -262,6 +262,7 @@ def _by_another_name(
         for other in called:
             key = next((k for k in tensors if k == other or k.endswith(f".{other}")), None)
             if key is not None:
+                found = tensors[key]
                 same = name.endswith(".weight") == other.endswith(".weight")
-                return key, tensors[key] if same else tensors[key].T
+                return key, found if same or found.ndim != 2 else found.T
     return None
