@@ -87,9 +87,10 @@ class GroupedSource(PairSource):
                 yield item
                 continue
             made = self._record(shard, item)
-            if isinstance(made, str):
-                made = Dropped(item.key, CUT if item.cut else made)
-            yield made
+            if isinstance(made, Record):
+                yield made
+            else:
+                yield Dropped(item.key, CUT if item.cut else made)
 
     def _record(self, shard: int, group: Group) -> Record | str:
         """Make a record of a group, or say why not."""
