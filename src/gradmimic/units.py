@@ -212,19 +212,27 @@ class _Writer:
 
 
 def _not_finite(rows: _Rows, table: npt.NDArray[np.float32], unit: str) -> LossError:
-    """Say which loss or score is NaN or infinite."""
-    # the weights of a whole batch are NaN where one score is
-    bad = int(np.flatnonzero(~np.isfinite(table[[0, 2]]).all(axis=0))[0])
-    owners = [(own, place) for own in rows.scored for place in range(own.columns.shape[1])]
-    own, place = owners[bad]
+    """Say which loss or score is NaN or infinite.
+
+    Where samples are each other's rivals one bad sample spoils the losses of all; so what the
+    fewest share, a score of another scorer perhaps, tells which one it is.
+    """
+    found: list[tuple[int, str, Scores, int, float]] = []  # the weights follow from the scores
+    start = 0
+    for own in rows.scored:
+        columns = table[:, start : start + own.columns.shape[1]]
+        for what, row in (("loss", columns[2]), ("score", columns[0])):
+            if len(bad := np.flatnonzero(~np.isfinite(row))):
+                name = what if own.scorer == "mimic" or what == "loss" else f"{own.scorer} score"
+                found.append((len(bad), name, own, int(bad[0]), float(row[bad[0]])))
+        start += own.columns.shape[1]
+    _, what, own, place, value = min(found, key=lambda each: each[0])
     ids = rows.ids.tolist() if isinstance(rows.ids, Tensor | np.ndarray) else list(rows.ids)
     if place < len(ids):
         sample = repr(ids[place])
     else:
         assert own.canaries is not None  # noqa: S101  there are more columns than samples
         sample = f"{own.canaries.ids[place - len(ids)]!r} as a canary"
-    score, _, loss = table[:, bad]
-    what, value = ("score", score) if np.isfinite(loss) else ("loss", loss)
     return LossError(
         f"The {what} of sample {sample} is {value} at {own.visit.name}, in {unit}. "
         "Look at that sample and that checkpoint. What was scored before is kept."

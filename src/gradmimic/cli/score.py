@@ -54,6 +54,9 @@ def _print(summary: "ScoreSummary") -> None:
     table.add_row("checkpoints", f"{len(summary.checkpoints):,}")
     table.add_row("visits", f"{summary.visits:,}")
     table.add_row("canaries", f"{summary.canaries:,}")
+    for scorer, area in summary.apart.items():
+        told = f"{scorer} ({area.low:.3f} to {area.high:.3f}; 0.5 is chance)"
+        table.add_row("canary AUROC", f"{area.value:.3f}", Text(told))
     for reason, count in summary.skipped.items():
         table.add_row("skipped", f"{count:,}", Text(reason))
     if summary.scored < summary.samples:

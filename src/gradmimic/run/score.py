@@ -8,8 +8,8 @@ data, weights and settings it is, so that nothing else is ever mixed into it.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -47,6 +47,7 @@ from gradmimic.run.score_folder import (
     open_folder,
 )
 from gradmimic.scoring import score
+from gradmimic.separation import Area
 from gradmimic.trial import Given
 from gradmimic.units import finished
 
@@ -71,6 +72,7 @@ class ScoreSummary:
         seconds: that it took, without reading and preparing.
         notes: what the reader must know.
         census: of pairs, what became of all that was read; adds up to its last row.
+        apart: of pairs, by scorer, the AUROC of samples over canaries.
     """
 
     log: Path
@@ -83,6 +85,7 @@ class ScoreSummary:
     seconds: float
     notes: list[str]
     census: Sequence[Row] = ()
+    apart: Mapping[str, Area] = field(default_factory=dict)
 
 
 class _Toward(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradmimic.data import Samples
@@ -21,11 +22,13 @@ from gradmimic.errors import ConfigError, LogError
 from gradmimic.log_reader import RUN_FILE, LogReader, part_numbers, read_part
 from gradmimic.run.job import OUTPUTS
 from gradmimic.run.place import Place, wait_for
+from gradmimic.separation import Area, separation
 from gradmimic.units import EVENT
 
 _FILES = ("labels.parquet", "census.json", "duplicates.npy", "absent.json")
 _FOLDERS = ("log", "shards")
 _DIGESTS = ("data", "checkpoints", "reference")
+_JUDGED = 1_000_000  # rows of a log, at least
 _SAMPLED = 4096  # rows of the inputs
 
 
@@ -150,6 +153,29 @@ def count_rows(log: Path) -> tuple[int, int]:
         canaries += len(column) - column.null_count
         rows += column.null_count
     return rows, canaries
+
+
+def tell_apart(log: Path) -> dict[str, Area]:
+    """Return how well each scorer tells samples from canaries, by the first visits in the log.
+
+    Returns:
+        By scorer, the AUROC: 1 is perfect, 0.5 is chance. Scorers without canaries are left out.
+    """
+    tables, rows = [], 0
+    for part in LogReader(log).parts:
+        tables.append(read_part(part, ["scorer", "canary", "score"]))
+        if (rows := rows + len(tables[-1])) >= _JUDGED:
+            break
+    if not tables:
+        return {}
+    table, found = pa.concat_tables(tables), {}
+    for scorer in table["scorer"].unique().to_pylist():
+        own = table.filter(pc.field("scorer") == scorer)
+        good = own.filter(pc.field("canary").is_null())["score"].to_numpy()
+        bad = own.filter(pc.field("canary").is_valid())["score"].to_numpy()
+        if len(good) and len(bad):
+            found[scorer] = separation(good, bad)
+    return found
 
 
 def digest_samples(samples: Samples) -> str:

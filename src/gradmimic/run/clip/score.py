@@ -11,7 +11,7 @@ is a shard (``shard_units``): started again, scoring goes on with the shards tha
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ from gradmimic.run.score_folder import (
     open_folder,
     said_before,
     signs_of_life,
+    tell_apart,
 )
+from gradmimic.separation import Area
 from gradmimic.units import check_work, finished, score_units
 from gradmimic.visit import Losses, Said
 
@@ -115,6 +117,7 @@ def score_pairs(
     with atomic_write(out / "census.json") as file:
         file.write(json.dumps(census.to_dict(), indent=2).encode())
     visits, canaries = count_rows(out / "log")
+    apart = tell_apart(out / "log")
     return ScoreSummary(
         out / "log",
         census.kept,
@@ -124,8 +127,9 @@ def score_pairs(
         {},
         census.kept - before,
         seconds,
-        [*notes, *_notes(census)],
+        [*notes, *_notes(census, apart)],
         census.rows(),
+        apart,
     )
 
 
@@ -256,14 +260,20 @@ def _rate(config: PairScoreConfig, source: PairSource, out: Path) -> float | Non
     return enough(sum(1 for _ in islice(every, _MANY)))
 
 
-def _notes(census: Census) -> list[str]:
-    """Say what a reader must know of the data."""
-    if not census.faults:
-        return []
-    names = listed((plain(own.name) for own in census.faults), most=4)
-    note = (
-        f"{len(census.faults)} of {len(census.shards)} shards could not be read to their end: "
-        f"{names}. What was read of them is scored and counted. Start the same command again to "
-        "try those that could not be read at all."
-    )
-    return [note]
+def _notes(census: Census, apart: Mapping[str, Area]) -> list[str]:
+    """Say what a reader must know of the data and of the scores."""
+    notes = []
+    if census.faults:
+        names = listed((plain(own.name) for own in census.faults), most=4)
+        notes.append(
+            f"{len(census.faults)} of {len(census.shards)} shards could not be read to their end: "
+            f"{names}. What was read of them is scored and counted. Start the same command again "
+            "to try those that could not be read at all."
+        )
+    if "mimic" in apart and apart["mimic"].low <= 0.5:
+        notes.append(
+            f"By the mimic scores canaries look like pairs (AUROC {apart['mimic'].value:.3f}, 0.5 "
+            "is chance), so they say nothing here. Expected a reference with the same towers "
+            "below the projections, or fine-tuned from the same model."
+        )
+    return notes

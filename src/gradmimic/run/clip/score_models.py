@@ -8,13 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gradmimic.direction import Params, choose
-from gradmimic.errors import AlignmentError, ConfigError, ReferenceMismatchError, listed
+from gradmimic.direction import Params
+from gradmimic.errors import ConfigError, ReferenceMismatchError, listed
 from gradmimic.pair_model import PairModel
 from gradmimic.reference import Reference
-from gradmimic.rotation import NEAR, nearness
 from gradmimic.run.checkpoints import find_checkpoints
-from gradmimic.run.clip.models import load_weights, open_pair_model, read_pair_reference
+from gradmimic.run.clip.models import (
+    load_weights,
+    open_pair_model,
+    pick_pair_alignment,
+    read_pair_reference,
+)
 from gradmimic.run.keys import read_keys
 from gradmimic.run.score_config import PairScoreConfig
 
@@ -81,22 +85,13 @@ def settle_alignment(
     """
     if config.align != "auto":
         return config.align, []
-    if models.reference.fixed:
-        return "none", [f"The reference was taken as it is, align none: {models.reference.fixed}."]
-    try:
-        near = min(
-            nearness(model, choose(model, params), models.reference)
-            for model in models.checkpoints.values()
-        )
-    except AlignmentError as error:
-        return "none", [f"The reference was taken as it is, align none: {error}"]
-    if near >= NEAR:
-        return "none", []
-    note = (
-        "The reference was turned to the checkpoints, align rotation: as it lies, it agrees with "
-        f"them by {max(near, 0):.0%} of what turning can reach; {NEAR:.0%} would be near."
-    )
-    return "rotation", [note]
+    found = [
+        pick_pair_alignment(models.reference, replace(models.pair, model=model), params)
+        for model in models.checkpoints.values()
+    ]
+    # one rule for all of them: visits of one log are compared
+    align, note = next((each for each in found if each[0] == "rotation"), found[0])
+    return align, [f"{note[0].upper()}{note[1:]}."]
 
 
 def _checkpoints(given: str, config: PairScoreConfig) -> list[PairModel]:
