@@ -154,3 +154,22 @@ def test_nearness_is_one_where_nothing_is_gained_and_falls_as_the_reference_is_t
     assert seen == sorted(seen, reverse=True)
     assert abs(seen[-1]) < 0.2 < NEAR < seen[1]
     assert nearness(model, subset, weights(Layers(7))) == 0  # of another width
+
+
+@pytest.mark.parametrize("kind", [lambda layers: layers, Matrices])
+def test_what_few_inputs_leave_open_is_settled_by_weights(kind):
+    """Scores of new samples do not depend on how the reference was turned, from the first on."""
+    model, better = kind(Layers(12)), Layers(12)
+    turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
+    seen = []
+    for r in (torch.eye(12, dtype=torch.float64), turn):
+        turned = Layers(12)
+        turned.load_state_dict({name: r @ p for name, p in better.state_dict().items()})
+        alignment = Rotation(model, choose(model, "all"), weights(kind(turned)))
+        for step in range(2):
+            alignment.direction()
+            with alignment.watching():
+                model(*batch_of(step, b=2))  # 2 of 12 dimensions
+            alignment.observe(None)
+        seen.append([v.clone() for v in alignment.direction().tensors.values()])
+    torch.testing.assert_close(*seen, rtol=1e-6, atol=1e-8)

@@ -35,6 +35,7 @@ from gradmimic.reference import Reference
 
 EVERY = 16  # steps between two solutions: weights move little in between, solving takes time
 MEMORY = 16  # steps
+TOLD = 1e-5  # of the largest singular value: what inputs have told, and not only rounding
 NEAR = 0.7  # of what turning could reach: below, the plain difference loses (docs/clip-models.md)
 
 
@@ -187,10 +188,7 @@ def nearness(model: nn.Module, subset: Subset, reference: Reference) -> float:
     turned = _named(model, reference.projections) if reference.projections else subset
     space = common_space(turned)
     far = reference.match(model, turned, free=space)
-    m = sum(
-        (_rows(turned.parameters[n], at) @ _rows(far[n], at).T for n, at in space.items()),
-        torch.tensor(0.0),
-    )
+    m = _by_weights({n: turned.parameters[n].detach() for n in space}, far, space)
     if m.shape[0] != m.shape[1]:
         return 0.0
     return float(m.trace() / torch.linalg.svdvals(m).sum().clamp(min=1e-30))
@@ -247,7 +245,8 @@ def rotated(
         reference: θ_ref by name, in a space of e_ref dimensions.
         subset: the scored parameters, θ, in one of e.
         space: the dimension of each parameter that lies in the space; the others stay.
-        alike: ``[e, e_ref]``, θ HᵀH θ_refᵀ for inputs H, to be used in the place of θ θ_refᵀ.
+        alike: ``[e, e_ref]``, θ HᵀH θ_refᵀ for inputs H, to be used in the place of θ θ_refᵀ, which
+            then settles only what these inputs leave open: few of them span few dimensions.
 
     Returns:
         R θ_ref, shaped like θ. For e_ref > e, where the distance has no such solution, R maximises
@@ -263,21 +262,39 @@ def rotated(
         True
     """
     theta = {name: subset.parameters[name].detach() for name in space}
+    weights = _by_weights(theta, reference, space)
     if alike is None:
-        alike = torch.stack(
-            [
-                _rows(theta[name], at) @ _rows(reference[name], at).T.to(theta[name].device)
-                for name, at in space.items()
-            ]
-        ).sum(0)
-    u, _, vt = torch.linalg.svd(alike, full_matrices=False)
-    r = (u @ vt).to(next(iter(theta.values())).device)
+        r = _polar(weights)
+    else:
+        u, s, vt = torch.linalg.svd(alike)
+        n = int((s > TOLD * s[0]).sum())
+        u0, v0 = u[:, n:], vt[n:].T  # [e, e − n], [e_ref, e_ref − n]: what no input has told of
+        rest = u0.T @ weights.to(alike.device) @ v0
+        r = u[:, :n] @ vt[:n] + u0 @ _polar(rest) @ v0.T
+    r = r.to(weights.device)
     turned = dict(reference)
     for name, at in space.items():
         part = reference[name].to(theta[name].device)
         rows = (r @ _rows(part, at)).to(theta[name].dtype)
         turned[name] = (rows.T if at == 1 else rows).reshape(theta[name].shape)
     return turned
+
+
+def _by_weights(
+    theta: Mapping[str, Tensor], reference: Mapping[str, Tensor], space: Mapping[str, int]
+) -> Tensor:
+    """Return Σ_m θ_m θ_ref,mᵀ ``[e, e_ref]``, in single precision at least."""
+    products = [
+        _rows(theta[name], at) @ _rows(reference[name], at).T.to(theta[name].device)
+        for name, at in space.items()
+    ]
+    return torch.stack([product.to(products[0].device) for product in products]).sum(0)
+
+
+def _polar(m: Tensor) -> Tensor:
+    """Return U Vᵀ with m = U S Vᵀ, the nearest (semi-)orthogonal matrix."""
+    u, _, vt = torch.linalg.svd(m, full_matrices=False)
+    return u @ vt
 
 
 def _named(model: nn.Module, names: Iterable[str]) -> Subset:
