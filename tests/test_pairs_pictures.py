@@ -52,6 +52,14 @@ def test_refused(content, reason):
     assert decode(content, near=8) == reason
 
 
+def test_a_huge_animation():
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ((250, 0, 0), (0, 0, 250))]
+    content = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    assert content[12:16] == b"VP8X"
+    content[24:30] = 2 * (16_000).to_bytes(3, "little")  # of the canvas
+    assert decode(bytes(content)) == reasons.TOO_MANY_PIXELS
+
+
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_picture(form):
     frames = [Image.new("RGB", (20, 20), colour) for colour in ((250, 0, 0), (0, 0, 250))]

@@ -5,7 +5,9 @@ import json
 import pickle
 import socket
 import tarfile
+import zipfile
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -81,7 +83,7 @@ def test_it_reads_what_webdataset_reads(tmp_path, shared_data):
         (sample("x", "u", None, caption=5), reasons.BAD_TEXT),
         (sample("x", "u")[1:], reasons.NO_PICTURE),
         ([("x.json", b'{"uid": "u"}')], reasons.NO_PICTURE),
-        ([("x.png", picture(form="PNG")), *sample("x", "u")], reasons.SEVERAL_PICTURES),
+        ([("x.png", picture(form="PNG")), *sample("x", "u")], reasons.SEVERAL),
         (sample("x"), reasons.NO_ID),
         (sample("x", ""), reasons.NO_ID),
         (sample("x", float("nan")), reasons.NO_ID),
@@ -130,12 +132,20 @@ def test_a_name_of_no_known_encoding(tmp_path):
     assert end == End()
 
 
-def test_a_file_that_claims_or_has_too_many_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradmimic.data.pairs.tar.MAX_BYTES", 5_000)
-    big = sample("1", "u1", image=picture() + b"\0" * 5_000)
-    kept, dropped, _ = read(shard(tmp_path / "0.tar", sample("0", "u0"), big, sample("2", "u2")))
-    assert kept == ["u0", "u2"]
-    assert dropped == {"1": reasons.TOO_LARGE}
+def test_files_that_are_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradmimic.data.pairs.grouped.MAX_BYTES", 5_000)
+    monkeypatch.setattr("gradmimic.data.pairs.grouped.MAX_TEXT", 500)
+    path = shard(
+        tmp_path / "0.tar",
+        sample("0", "u0"),
+        sample("1", "u1", image=picture() + b"\0" * 5_000),
+        sample("2", "u2", "a" * 600),
+        sample("3", "u3", url="a" * 600),
+        sample("4", "u4"),
+    )
+    kept, dropped, _ = read(path)
+    assert kept == ["u0", "u4"]
+    assert dropped == dict.fromkeys("123", reasons.TOO_LARGE)
 
 
 def test_files_that_are_no_samples_are_counted_apart(tmp_path):
@@ -275,16 +285,17 @@ def test_names_tell_shards_of_several_folders_apart(tmp_path):
     assert list(open_pairs(f"{tmp_path}/*/0.tar").shards) == ["a/0", "b/0"]
 
 
-def test_urls(tmp_path):
-    import fsspec
+def test_a_shard_named_twice_is_read_once(tmp_path):
+    shard(tmp_path / "0.tar", sample("0", "u0"))
+    assert len(open_pairs(f"{tmp_path}/{{0,0}}.tar")) == 1
 
+
+def test_urls(tmp_path):
     shard(tmp_path / "0.tar", sample("0", "u0"))
     shard(tmp_path / "1.tar", sample("1", "u1"))
     memory = fsspec.filesystem("memory")
     for name in ("0.tar", "1.tar"):
         memory.pipe(f"/pool/{name}", (tmp_path / name).read_bytes())
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
         archive.write(tmp_path / "0.tar", "0.tar")
         archive.write(tmp_path / "1.tar", "1.tar")

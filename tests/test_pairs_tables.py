@@ -212,6 +212,7 @@ def test_a_folder_of_pictures_and_texts(tmp_path, monkeypatch):
         "dogs/1.webp": picture(form="WEBP"), "dogs/1.TXT": b"a dog",
         "dogs/2.jpg": picture(), "dogs/3.txt": b"a dog", "dogs/4.jpg": b"", "dogs/4.txt": b"x",
         "dogs/5.jpg": picture(), "dogs/5.png": picture(form="PNG"), "dogs/5.txt": b"x",
+        "dogs/6.jpg": picture(), "dogs/6.JPG": picture(), "dogs/6.txt": b"x",
         ".hidden.jpg": b"x", "README.md": b"x",
     }  # fmt: skip
     for name, content in files.items():
@@ -225,7 +226,8 @@ def test_a_folder_of_pictures_and_texts(tmp_path, monkeypatch):
         "dogs/2": reasons.NO_CAPTION,
         "dogs/3": reasons.NO_PICTURE,
         "dogs/4": reasons.UNDECODABLE,
-        "dogs/5": reasons.SEVERAL_PICTURES,
+        "dogs/5": reasons.SEVERAL,
+        "dogs/6": reasons.SEVERAL,
     }
     assert ends == [End(), End(), End()]
     assert next(source.read(0)).meta == {"url": "x"}

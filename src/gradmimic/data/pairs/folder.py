@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from gradmimic.data.pairs.grouped import GroupedSource
 from gradmimic.data.pairs.place import Place
+from gradmimic.data.pairs.reasons import SEVERAL
 from gradmimic.data.pairs.sample import End
 from gradmimic.data.pairs.table_files import SHARD
 from gradmimic.data.pairs.tar import Group
@@ -29,27 +30,32 @@ class FolderSource(GroupedSource):
     ) -> None:
         self.name, self._place = name, place
         grouped: dict[str, dict[str, str]] = {}
-        for path, key in zip(place.paths, place.names(), strict=True):
-            suffix = posixpath.splitext(path)[1].lower().lstrip(".")
-            grouped.setdefault(key, {})[suffix] = path
+        self._doubled: set[str] = set()
+        for path, name in zip(place.paths, place.names(), strict=True):
+            key, suffix = posixpath.splitext(name)
+            own, suffix = grouped.setdefault(key, {}), suffix.lower().lstrip(".")
+            if suffix in own:
+                self._doubled.add(key)
+            own[suffix] = path
         self._grouped = sorted(grouped.items())
         self.shards = [f"{n:05d}" for n in range(-(-len(grouped) // SHARD))]
         super().__init__(sample_id, image, text)
 
-    def groups(self, shard: int, wanted: Mapping[str, bool]) -> Iterator[Group | End]:
+    def groups(self, shard: int, wanted: Mapping[str, int]) -> Iterator[Group | End]:
         """Yield the groups of a shard, then its end."""
         ignored = 0
         for key, paths in self._grouped[shard * SHARD : (shard + 1) * SHARD]:
-            group = Group(key, suffixes=set(paths))
+            group = Group(key, suffixes=set(paths), fault=SEVERAL * (key in self._doubled))
             if not group.suffixes & wanted.keys():
                 ignored += len(paths)
                 continue
             for suffix in sorted(group.suffixes & wanted.keys()):
-                content = self._place.read(paths[suffix]) if wanted[suffix] else b""
-                if isinstance(content, str):
-                    group.fault = content
-                    break
-                group.files[suffix] = content
+                if wanted[suffix] and not group.fault:
+                    content = self._place.read(paths[suffix], wanted[suffix])
+                    if isinstance(content, str):
+                        group.fault = content
+                    else:
+                        group.files[suffix] = content
             yield group
         yield End(ignored)
 

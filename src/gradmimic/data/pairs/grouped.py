@@ -16,10 +16,12 @@ from gradmimic.data.images import SUFFIXES
 from gradmimic.data.pairs.reasons import (
     BAD_JSON,
     CUT,
+    MAX_BYTES,
+    MAX_TEXT,
     NO_CAPTION,
     NO_ID,
     NO_PICTURE,
-    SEVERAL_PICTURES,
+    SEVERAL,
 )
 from gradmimic.data.pairs.sample import Dropped, End, Record, as_id, as_texts
 from gradmimic.data.pairs.source import PairSource
@@ -47,10 +49,9 @@ class GroupedSource(PairSource):
     def __init__(self, sample_id: str | None, image: str | None, text: str | None) -> None:
         self._id, self._text = sample_id or "uid", text
         self._pictures = PICTURES if image is None else (image.lower().lstrip("."),)
-        self._names = dict.fromkeys(self._pictures, False) | {"json": True}
-        self._files = dict.fromkeys((*self._pictures, "txt", "json"), True)
-        if text is not None:
-            self._files[text.lower()] = True
+        texts = {"txt", "json"} if text is None else {"txt", "json", text.lower()}
+        self._names = dict.fromkeys(self._pictures, 0) | {"json": MAX_TEXT}
+        self._files = dict.fromkeys(self._pictures, MAX_BYTES) | dict.fromkeys(texts, MAX_TEXT)
         self.unique = False
         self.unique = not self._have_ids()
         if self.unique and sample_id is not None:
@@ -61,8 +62,8 @@ class GroupedSource(PairSource):
             )
 
     @abstractmethod
-    def groups(self, shard: int, wanted: Mapping[str, bool]) -> Iterator[Group | End]:
-        """Yield the groups of a shard, then its end."""
+    def groups(self, shard: int, wanted: Mapping[str, int]) -> Iterator[Group | End]:
+        """Yield the groups of a shard, then its end; see :func:`tar.read_groups`."""
 
     @abstractmethod
     def made_id(self, shard: int, key: str) -> str:
@@ -98,7 +99,7 @@ class GroupedSource(PairSource):
             return group.fault
         pictures = [name for name in self._pictures if name in group.suffixes]
         if len(pictures) != 1:
-            return SEVERAL_PICTURES if pictures else NO_PICTURE
+            return SEVERAL if pictures else NO_PICTURE
         meta = _meta(group)
         if meta is None:
             return BAD_JSON

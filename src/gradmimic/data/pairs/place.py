@@ -29,13 +29,13 @@ class Place:
         file: BinaryIO = self.fs.open(path, "rb")
         return file
 
-    def read(self, path: str) -> bytes | str:
-        """Return the content of a plain file, or why it has none."""
+    def read(self, path: str, most: int = MAX_BYTES) -> bytes | str:
+        """Return the content of a plain file of at most so many bytes, or why there is none."""
         try:
             about = self.fs.info(path)
             if about["type"] != "file":
                 return NO_FILE
-            if (about["size"] or 0) > MAX_BYTES:
+            if (about["size"] or 0) > most:
                 return TOO_LARGE
             with self.open(path) as file:
                 return file.read()
@@ -43,10 +43,16 @@ class Place:
             return NO_FILE
 
     def names(self) -> list[str]:
-        """Name the files, without the folder that they share and without their suffix."""
+        """Name the files, without the folder that they share."""
         folders = [posixpath.dirname(path) for path in self.paths]
         start = len(posixpath.commonpath(folders).rstrip("/")) + 1 if any(folders) else 0
-        return [posixpath.splitext(path[start:])[0] for path in self.paths]
+        return [path[start:] for path in self.paths]
+
+    def stems(self) -> list[str]:
+        """Name the files, without their suffixes where that tells them apart."""
+        names = self.names()
+        stems = [posixpath.splitext(name)[0] for name in names]
+        return stems if len(set(stems)) == len(names) else names
 
 
 def find(data: str, kinds: Sequence[Sequence[str]]) -> Place:
@@ -64,20 +70,23 @@ def find(data: str, kinds: Sequence[Sequence[str]]) -> Place:
         DataError: nothing is there, or no library opens such URLs.
     """
     fs, path = _file_system(data)
+    expanded = _expand(path)
     paths: list[str] = []
-    for each in _expand(path):
-        if _PATTERN & set(each) and not fs.exists(each):
+    for each in expanded:
+        # Every question to a remote disk costs, and there may be thousands of shards.
+        sole = len(expanded) == 1
+        if _PATTERN & set(each) and not (sole and fs.exists(each)):
             found = sorted(fs.glob(each))
             if not found:
                 raise DataError(f"no file matches {each} in {data}; check the pattern")
             paths += found
-        elif fs.isdir(each):
+        elif (sole or not posixpath.splitext(each)[1]) and fs.isdir(each):
             paths += _folder(fs, each, kinds, data)
         else:
             paths.append(each)
     if len(paths) == 1 and not fs.exists(paths[0]):
         raise DataError(f"no file or folder {data}; check the path")
-    return Place(fs, tuple(paths))
+    return Place(fs, tuple(dict.fromkeys(paths)))
 
 
 def is_saved(data: str) -> bool:

@@ -1,6 +1,7 @@
 """Why a sample is left out, in the words that a person reads at the end of a run."""
 
-MAX_BYTES = 64_000_000  # of one file; what a camera writes has a tenth of it
+MAX_BYTES = 64_000_000  # of a picture's file; what a camera writes has a tenth of it
+MAX_TEXT = 1_000_000  # bytes of a .txt or a .json
 MAX_CAPTION = 10_000  # characters; CLIP reads 77 tokens, so this long it is a page, no caption
 MAX_NAME = 1_000  # characters of a name in an archive, or of a sample id
 MAX_RATIO = 100  # scaled to 224 pixels on the short side, a picture this long has 5 million
@@ -8,10 +9,10 @@ MAX_RATIO = 100  # scaled to 224 pixels on the short side, a picture this long h
 NO_PICTURE = "no picture"
 NO_CAPTION = "no caption"
 NO_ID = "no id"
-SEVERAL_PICTURES = "several pictures of one name"
+SEVERAL = "several files of one name and kind"
 UNSAFE_NAME = "an unsafe name in the archive"
 NOT_A_FILE = "a link or a device in place of a file"
-TOO_LARGE = f"a file of more than {MAX_BYTES // 1_000_000} MB"
+TOO_LARGE = "one of its files is too large"
 CUT = "the shard ends within it"
 BAD_JSON = "its .json holds no JSON object"
 BAD_TEXT = "the caption is not UTF-8"

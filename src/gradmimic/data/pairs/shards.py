@@ -29,7 +29,7 @@ class ShardSource(GroupedSource):
         self, name: str, place: Place, sample_id: str | None, image: str | None, text: str | None
     ) -> None:
         self.name, self._place = name, place
-        self.shards = place.names()
+        self.shards = place.stems()
         self._beside: tuple[int, Sidecar] | None = None
         super().__init__(sample_id, image, text)
 
@@ -47,7 +47,7 @@ class ShardSource(GroupedSource):
             if found is not None:
                 yield found
 
-    def groups(self, shard: int, wanted: Mapping[str, bool]) -> Iterator[Group | End]:
+    def groups(self, shard: int, wanted: Mapping[str, int]) -> Iterator[Group | End]:
         """Yield the groups of a shard; its end tells how many there should have been."""
         try:
             file = self._place.open(self._place.paths[shard])

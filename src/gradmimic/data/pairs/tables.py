@@ -47,7 +47,7 @@ class TableSource(PairSource):
         self, name: str, place: Place, sample_id: str | None, image: str | None, text: str | None
     ) -> None:
         self.name, self._place = name, place
-        self._names = place.names()
+        self._names = place.stems()
         self._parts: list[tuple[int, Part | str]] = []  # the file, and why there is no part of it
         schema = self._cut()
         if schema is None:

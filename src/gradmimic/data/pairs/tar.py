@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 from gradmimic.data.pairs.reasons import (
     CUT,
     DAMAGED,
-    MAX_BYTES,
     MAX_NAME,
     NO_ARCHIVE,
     NOT_A_FILE,
@@ -49,12 +48,13 @@ class Group:
     cut: bool = False
 
 
-def read_groups(file: BinaryIO, wanted: Mapping[str, bool]) -> Iterator[Group | End]:
+def read_groups(file: BinaryIO, wanted: Mapping[str, int]) -> Iterator[Group | End]:
     """Yield the groups of an archive in order, then its end.
 
     Args:
         file: the archive; it is never searched backwards.
-        wanted: suffixes that make a sample, and whether their files are read or only noticed.
+        wanted: suffixes that make a sample, and the bytes that their files may have; files of
+            those with 0 are noticed and not read.
 
     Yields:
         One group per run of files of one key; a suffix that comes again begins another one.
@@ -84,7 +84,7 @@ def read_groups(file: BinaryIO, wanted: Mapping[str, bool]) -> Iterator[Group | 
                     group = Group(key)
                 group.suffixes.add(suffix)
                 if suffix in wanted:
-                    group.fault = group.fault or _fault(member, name)
+                    group.fault = group.fault or _fault(member, name, wanted[suffix])
                     if wanted[suffix] and not group.fault:
                         group.fault = CUT  # until it has been read
                         content = archive.extractfile(member)
@@ -109,14 +109,14 @@ def _hidden(name: str) -> bool:
     return "__MACOSX" in parts or any(p.startswith(".") and p not in {".", ".."} for p in parts)
 
 
-def _fault(member: tarfile.TarInfo, name: str) -> str:
+def _fault(member: tarfile.TarInfo, name: str, most: int) -> str:
     """Say why a file cannot belong to a sample."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or len(name) > MAX_NAME or not name.isprintable():
         return UNSAFE_NAME  # bytes that are no UTF-8 come as surrogates, which are not printable
     if not member.isreg() or member.issparse():
         return NOT_A_FILE
-    return TOO_LARGE if member.size > MAX_BYTES else ""
+    return TOO_LARGE if 0 < most < member.size else ""
 
 
 class _Header(tarfile.TarInfo):
