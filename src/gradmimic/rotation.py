@@ -36,7 +36,7 @@ from gradmimic.reference import Reference
 EVERY = 16  # steps between two solutions: weights move little in between, solving takes time
 MEMORY = 16  # steps
 TOLD = 1e-5  # of the largest singular value: what inputs have told, and not only rounding
-NEAR = 0.7  # of what turning could reach: below, the plain difference loses (docs/clip-models.md)
+NEAR = 0.9  # of what turning could reach: below, the plain difference loses (docs/clip-models.md)
 
 
 class Rotation(Difference):
@@ -294,7 +294,8 @@ def _by_weights(
 def _polar(m: Tensor) -> Tensor:
     """Return U Vᵀ with m = U S Vᵀ, the nearest (semi-)orthogonal matrix."""
     u, _, vt = torch.linalg.svd(m, full_matrices=False)
-    return u @ vt
+    polar: Tensor = u @ vt
+    return polar
 
 
 def _named(model: nn.Module, names: Iterable[str]) -> Subset:
