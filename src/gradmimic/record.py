@@ -8,14 +8,15 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gradmimic.canaries import CanaryLosses
+from gradmimic.errors import LossError, UsageError
 from gradmimic.log import ScoreLog
 
 Ids = Sequence[int] | Sequence[str] | Tensor | npt.NDArray[Any]
 
 
 def record(
-    log: ScoreLog,
-    ids: Ids,
+    log: ScoreLog | None,
+    ids: Ids | None,
     rows: npt.NDArray[np.float32],
     known: Tensor | None,
     canaries: CanaryLosses | None,
@@ -25,8 +26,8 @@ def record(
     """Log one batch.
 
     Args:
-        log: where to.
-        ids: ``[b]`` sample ids.
+        log: where to; None only checks that there are as many ids as samples.
+        ids: ``[b]`` sample ids, needed where there is a log.
         rows: ``[3, b + c]``, score, weight and loss of the samples and then of the canaries.
         known: ``[b]`` bool, which samples the reference knows; the others, and canaries made of
             them, are left out. None stands for all.
@@ -36,7 +37,18 @@ def record(
 
     Raises:
         LogError: the log refuses these rows.
+        LossError: more or fewer ids than samples.
+        UsageError: there is a log, but there are no ids.
     """
+    b = rows.shape[1] - (0 if canaries is None else len(canaries.ids))
+    if ids is not None and len(ids) != b:
+        raise LossError(f"Expected as many ids as losses, got {len(ids)} and {b}.")
+    if log is None:
+        return
+    if ids is None:
+        raise UsageError(
+            "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
+        )
     if isinstance(ids, Tensor):
         ids = ids.cpu().numpy()
     if known is not None:

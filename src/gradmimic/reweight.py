@@ -7,7 +7,6 @@ loss.backward()
 """
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from os import PathLike
@@ -16,17 +15,17 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
-from gradmimic.direction import Direction, LastUsed, Params, choose, find_head
+from gradmimic.direction import Direction, Params, choose
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.engines.ghost import Backward
 from gradmimic.engines.waiting import Waiting
 from gradmimic.errors import LossError, ParameterError, UsageError
+from gradmimic.guessed_head import GuessedHead
 from gradmimic.joining import Joining
 from gradmimic.learned import learned, put_back
 from gradmimic.learning import Learning
@@ -158,8 +157,7 @@ class GradMimic(Joining):
         self._engine = pick_engine(engine, backward if reweight == "all" else "twice")
         self._log, self._learning = log, Learning(Weighting(weighting, temperature), log)
         self._reweight, self._warmup = reweight, warmup
-        self._watch: LastUsed | None = None  # only while the head is a guess
-        self._guess = find_head(model) if params == "head" else None
+        self._head = GuessedHead(model, params)
         self._ranks = Ranks(batch)
         self._score_on(params)
         self._pass: Engine | None = None
@@ -211,8 +209,7 @@ class GradMimic(Joining):
         else:
             started = self._engine(self._subset, v)
         self._pass = started.__enter__()
-        if self._guess is not None:
-            self._watch = LastUsed(self._model)
+        self._head.watch()
         self._watching = ExitStack()
         self._watching.enter_context(self._subset.read_again())
         self._watching.enter_context(self._alignment.watching())
@@ -225,8 +222,7 @@ class GradMimic(Joining):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+        self._head.stop()
         self._watching.close()
         current = self._pass
         if error is not None:
@@ -274,9 +270,11 @@ class GradMimic(Joining):
         self._pass = self._direction = None  # v, as large as θ, is not kept for the backward pass
         try:
             check_shape(losses)
-            elsewhere = self._head_was_elsewhere()
-            if elsewhere or v is None:  # no head yet, or too little is known of the reference
-                if not elsewhere:
+            elsewhere = self._head.elsewhere()
+            if elsewhere is not None:
+                self._score_on("head", head=elsewhere)
+            if elsewhere is not None or v is None:  # or too little is known of the reference
+                if elsewhere is None:
                     self._observe(ids)
                 self.step += 1
                 return whole_batch(self._ranks, None, losses, len(losses)).mean(losses)
@@ -307,7 +305,7 @@ class GradMimic(Joining):
             training = self.step >= self._warmup and not on_trial
             if not on_trial:
                 facts = {"counted": whole.counted, "epoch": epoch, "direction_norm": v.norm}
-                self._record(ids, rows, b, known, canaries, **facts)
+                record(self._log, ids, rows, known, canaries, step=self.step, **facts)
             seen = rows[0] if self._ranks.size == 1 else whole.scores.float().numpy()
             self._alignment = self._learning.learn(whole, seen, self.step, epoch, self._alignment)
             weights = self._learning.stepped(whole, weights, self.step)
@@ -413,37 +411,3 @@ class GradMimic(Joining):
                 )
             self.missing += int((~known).sum())
         return known
-
-    def _head_was_elsewhere(self) -> bool:
-        """Settle, after the first pass, which module is the head."""
-        used = self._watch.name if self._watch is not None else None
-        guess, self._guess, self._watch = self._guess, None, None
-        if guess is None or used is None or used == guess:
-            return False
-        warnings.warn(
-            f"params='head': the module used last is {used!r}, not {guess!r}. It is scored from "
-            f"the next batch on; this first one trains on the plain mean. Pass params='{used}.*' "
-            "to score it from the start.",
-            stacklevel=3,
-        )
-        self._score_on("head", head=used)
-        return True
-
-    def _record(
-        self,
-        ids: Ids | None,
-        rows: npt.NDArray[np.float32],
-        b: int,
-        known: Tensor | None,
-        canaries: CanaryLosses | None,
-        **facts: Any,
-    ) -> None:
-        if ids is not None and len(ids) != b:
-            raise LossError(f"Expected as many ids as losses, got {len(ids)} and {b}.")
-        if self._log is None:
-            return
-        if ids is None:
-            raise UsageError(
-                "The scores are logged, so weigh needs each sample's id: weigh(losses, ids)."
-            )
-        record(self._log, ids, rows, known, canaries, step=self.step, **facts)
