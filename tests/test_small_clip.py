@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,8 @@ def test_pictures_of_any_size(size):
     torch.testing.assert_close(found.image, pair.encode_images(pair.model, batch.images))
     torch.testing.assert_close(found.text, pair.encode_texts(pair.model, batch.tokens))
     torch.testing.assert_close(pair.losses(found), clip_losses(found))
+    by_parts = replace(pair, forward=None).embed(pair.model, batch)
+    torch.testing.assert_close(by_parts.similarity, found.similarity)
 
 
 def test_a_picture_must_hold_two_patches():
