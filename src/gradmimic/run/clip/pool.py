@@ -90,7 +90,7 @@ class Held:
 
     def rounds(self, epoch: int) -> Iterator[Round]:
         """Yield the one round that an epoch is."""
-        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(len(self), generator=generator)
         yield Round(0, map(self.batch, order.tensor_split(self.steps(epoch))))
 
@@ -151,7 +151,7 @@ class Streamed:
     def rounds(self, epoch: int) -> Iterator[Round]:
         """Yield a round for every few shards."""
         for number, shards in enumerate(self._groups(epoch)):
-            yield Round(number, self._batches(shards, _mixed(self.seed, epoch, number)))
+            yield Round(number, self._batches(shards, seed_of(self.seed, epoch, number)))
 
     def only(self, kept: Kept) -> "Streamed":
         """Return the pairs whose id is among the kept ones."""
@@ -165,7 +165,7 @@ class Streamed:
     def _groups(self, epoch: int) -> list[list[int]]:
         """Divide the shards, in an order of the epoch's own, into rounds."""
         shards = sorted(shard for shard, count in self.counts.items() if count)
-        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         groups: list[list[int]] = [[]]
         held = 0
         for place in torch.randperm(len(shards), generator=generator).tolist():
@@ -220,7 +220,7 @@ def _stacked(
     return PairBatch(torch.stack(images), stacked, list(ids), list(texts))
 
 
-def _mixed(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """Make one seed of several numbers."""
     seed = 0
     for number in numbers:

@@ -5,15 +5,14 @@ plain and re-weighted see the same batches in the same order; the loss is the mo
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from gradmimic.canaries import Canaries
+from gradmimic.canaries import CanaryLosses
 from gradmimic.data.pairs.batch import PairBatch
 from gradmimic.measure import check_losses
 from gradmimic.pair_model import PairModel
@@ -40,6 +39,19 @@ class Pool(Protocol):
 
     def rounds(self, epoch: int) -> Iterator[Round]:
         """Yield all pairs once, in an order that follows from the seed and the epoch alone."""
+
+
+Drawing: TypeAlias = Callable[
+    [PairModel, nn.Module, PairBatch, int], tuple[Tensor, CanaryLosses | None]
+]
+"""``(pair, model, batch, epoch)`` to the losses ``[b]`` of a batch, and those of its canaries."""
+
+
+def no_canaries(
+    pair: PairModel, model: nn.Module, batch: PairBatch, _epoch: int
+) -> tuple[Tensor, CanaryLosses | None]:
+    """Return the losses of a batch alone."""
+    return pair.losses(pair.embed(model, batch)), None
 
 
 @dataclass
@@ -111,7 +123,7 @@ def train(
     ends: Sequence[int],
     measure: Callable[[nn.Module], dict[str, Any]] = lambda _model: {},
     mimic: GradMimic | None = None,
-    canaries: Canaries | None = None,
+    canaries: Drawing = no_canaries,
     on_step: Callable[[], object] = lambda: None,
     on_round: Callable[[], object] = lambda: None,
 ) -> Curve:
@@ -124,7 +136,7 @@ def train(
             last one the training is done.
         measure: asked of the model.
         mimic: re-weights every batch, where given.
-        canaries: drawn from every batch for the mimic to score.
+        canaries: how the mimic gets some from every batch.
         on_step: called after every step.
         on_round: called after every round, when the training can be saved.
 
@@ -178,21 +190,18 @@ def _step(
     training: Training,
     batch: PairBatch,
     mimic: GradMimic | None,
-    canaries: Canaries | None,
+    canaries: Drawing,
     epoch: int,
 ) -> Tensor:
     """Take one step; return the losses ``[b]``."""
     pair, model = training.pair, training.model
     train_mode(model)
-    drawn = None
-    with mimic or nullcontext():
-        pairs = pair.embed(model, batch)
-        losses = pair.losses(pairs)  # [b]
-        if mimic is not None and canaries is not None:
-            drawn = pair.canaries(pairs, batch.ids, canaries)
     if mimic is None:
+        losses = pair.losses(pair.embed(model, batch))  # [b]
         loss = check_losses(losses).mean()
     else:
+        with mimic:
+            losses, drawn = canaries(pair, model, batch, epoch)
         loss = mimic.weigh(losses, batch.ids, epoch=epoch, canaries=drawn)
     training.optimizer.zero_grad()
     loss.backward()

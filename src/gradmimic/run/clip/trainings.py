@@ -20,6 +20,7 @@ from gradmimic.log import ScoreLog
 from gradmimic.pair_model import PairModel
 from gradmimic.reweight import GradMimic
 from gradmimic.run.clip.config import ClipConfig
+from gradmimic.run.clip.planted import Planted, Swapped, plant
 from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.prepare import (
     Better,
@@ -32,7 +33,16 @@ from gradmimic.run.clip.prepare import (
 from gradmimic.run.clip.read import Inputs, Pairs, Progress
 from gradmimic.run.clip.sets import Tests, open_tests
 from gradmimic.run.clip.state import States
-from gradmimic.run.clip.train import Curve, Pool, Training, epoch_ends, start, train
+from gradmimic.run.clip.train import (
+    Curve,
+    Drawing,
+    Pool,
+    Training,
+    epoch_ends,
+    no_canaries,
+    start,
+    train,
+)
 
 _ENGINE = "forward"  # the one for losses of which each depends on the whole batch
 _PRINTED = {"reweighted": "re-weighted"}
@@ -111,7 +121,7 @@ class Trainings:
                 ends=ends,
                 measure=self.tests.measure,
                 mimic=mimic,
-                canaries=self._canaries(len(data)),
+                canaries=self._canaries(data, training.at.step),
                 on_step=self._bar(stage, training, ends),
                 on_round=lambda: self.states.keep(stage, training, mimic, log),
             )
@@ -195,10 +205,13 @@ class Trainings:
             warmup=config.warmup,
         )
 
-    def _canaries(self, pairs: int) -> Canaries | None:
+    def _canaries(self, data: Pairs, step: int) -> Drawing:
+        rate, seed = self.config.canary_rate, self.config.seed
         if self.config.canaries == "off":
-            return None
-        return Canaries(self.config.canary_rate or enough(pairs), seed=self.config.seed)
+            return no_canaries
+        if isinstance(data, Held):
+            return Planted(plant(data, rate, seed), data.steps(0), step)
+        return Swapped(Canaries(rate or enough(len(data)), seed=seed))
 
 
 def _fed_alike(one: PairModel, other: PairModel) -> bool:
