@@ -18,6 +18,7 @@ from gradmimic.data.pairs import (
     Duplicates,
     End,
     PairReader,
+    PairSource,
     Row,
     ShardCensus,
     find_duplicates,
@@ -246,6 +247,33 @@ def test_duplicates_across_shards(tmp_path):
     (tmp_path / "found.npy").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"cannot read .*found.npy: .* Delete it to have it made"):
         Duplicates.load(tmp_path / "found.npy")
+
+
+class Listed(PairSource):
+    """Ids alone."""
+
+    def __init__(self, ids):
+        self.name, self._ids, self.shards = "listed", ids, [str(n) for n in range(len(ids))]
+
+    def items(self, shard):
+        raise NotImplementedError
+
+    def ids(self, shard):
+        yield from self._ids[shard]
+
+
+@given(st.lists(st.lists(st.integers(0, 60).map(str), max_size=30), min_size=1, max_size=6))
+def test_the_first_shard_in_order_keeps_an_id(shards):
+    found = find_duplicates(Listed(shards))
+    first = {}
+    for number, own in enumerate(shards):
+        for one in own:
+            first.setdefault(one, number)
+    for number in range(len(shards)):
+        for one in map(str, range(70)):
+            assert found.elsewhere(one, number) == (
+                first.get(one, 9) < number and sum(one in own for own in shards) > 1
+            )
 
 
 def test_made_ids_have_no_duplicates(tmp_path):

@@ -1,10 +1,13 @@
 """What a shard holds, clean or dirty: every sample once, as a pair or with a reason."""
 
+import functools
+import http.server
 import io
 import json
 import pickle
 import socket
 import tarfile
+import threading
 import zipfile
 
 import fsspec
@@ -310,6 +313,28 @@ def test_urls(tmp_path):
         assert list(source.shards) == ["0", "1"], url
         assert [next(source.read(n)).sample_id for n in range(2)] == ["u0", "u1"], url
     memory.rm("/pool", recursive=True)
+
+
+def test_a_url_on_the_network(tmp_path):
+    pytest.importorskip("aiohttp", reason="fsspec needs it for http")
+    shard(tmp_path / "0.tar", sample("0", "u0"))
+    shard(tmp_path / "1.tar", sample("1", "u1"), cut=1_500)
+    (tmp_path / "1_stats.json").write_text('{"successes": 4}')
+    handler = functools.partial(Quiet, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{{0..2}}.tar"
+        source = open_pairs(url)
+        items = [list(source.read(n)) for n in range(3)]
+        server.shutdown()
+    assert [own[-1].fault for own in items] == ["", reasons.DAMAGED, reasons.NOT_OPENED]
+    assert items[0][0].sample_id == "u0"
+    assert items[1][-1].total == 4
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_no_url_runs_a_program_or_opens_a_socket(tmp_path, monkeypatch):
