@@ -141,7 +141,7 @@ def calibrate(visits: Sequence[Seen], mean: Seen, *, seed: int = 0) -> Calibrati
         votes = Votes(np.ones(n), -np.inf, False)
         return Calibration(Estimate(0.0, 0.0, 1.0), aurocs, by_visit, 0.0, best, votes)
     share = _confusable_share(seen, chance)
-    rate = _rate(seen, share)
+    rate = _rate(seen, share, chance)
     classes = _classes(_first(mean.canaries)[0])
     right = 0.0 if classes is None else (1 - share) * rate.value / (classes - 1)
     votes = _decide(mean.real, _blend(mean.canaries, share), rate.value, right)
@@ -185,28 +185,57 @@ def auroc(real: Distribution, canary: Distribution, chance: np.random.Generator)
     return Estimate(value, min(value, float(low)), max(value, float(high)))
 
 
-def _rate(seen: Seen, share: float) -> Estimate:
+def _rate(seen: Seen, share: float, chance: np.random.Generator) -> Estimate:
     """Estimate the share of bad samples from one visit's canaries, from uniform to confusable."""
     kind, first = _first(seen.canaries)
     lowest = _least_ratio(seen.real, first, _classes(kind))
     others = [canary for other, canary in seen.canaries.items() if other != kind]
     highest = max([lowest.high, *(_least_ratio(seen.real, own, None).high for own in others)])
     value = _least_ratio(seen.real, _blend(seen.canaries, share), _classes(kind)).value
-    return Estimate(value, min(value, lowest.low), max(value, highest))
+    low = lowest.low if others else min(lowest.low, _extrapolated(seen.real, first, chance))
+    return Estimate(value, min(value, low), max(value, highest))
 
 
 def _least_ratio(real: Distribution, canary: Distribution, classes: int | None) -> Estimate:
     """Return min_t F_all(t) / G(t), found with slack for chance."""
     n, m = float(real.counts.sum()), float(canary.counts.sum())
-    g = np.cumsum(canary.counts) / m  # [c], at each canary's value
-    below = np.r_[0.0, np.cumsum(real.counts)]
-    f = below[np.searchsorted(real.values, canary.values, side="right")] / n  # [c]
+    f, g, t = _least(real, canary)
     low = wilson(f, n, -_SLACK) / wilson(g, m, _SLACK)
     high = wilson(f, n, _SLACK) / wilson(g, m, -_SLACK)
-    t = int(np.argmin(np.where(g < _LEAST, np.inf, high)))
     ratios = f[t] / g[t], low[t], high[t]
     right = 0.0 if classes is None else 1.0 / (classes - 1)  # canaries of bad samples made right
     return Estimate(*(float(np.clip(r / (1 + right * r), 0, 1)) for r in ratios))
+
+
+def _extrapolated(real: Distribution, canary: Distribution, chance: np.random.Generator) -> float:
+    """Bound ρ from below, where no second kind of canary says how sure the first is.
+
+    R(t) = F_all(t) / G(t) = ρ + (1 − ρ) F_good(t) / G(t), whose last term dwindles with G: along
+    the line through R(t) and R(t½), G(t½) = G(t) / 2, it is gone at G = 0, where
+    R = 2 R(t½) − R(t).
+    """
+    n, m = float(real.counts.sum()), float(canary.counts.sum())
+    f, g, t = _least(real, canary)
+    half = int(np.searchsorted(g, g[t] / 2))
+    at = np.array([half, t])
+    samples, canaries = (np.diff(share[at] * size, prepend=0.0) for share, size in ((f, n), (g, m)))
+
+    def intercept() -> float:
+        ratio = np.cumsum(_poisson(chance, samples)) / n  # [2]
+        ratio /= np.maximum(np.cumsum(_poisson(chance, canaries)), 1.0) / m
+        return float(2 * ratio[0] - ratio[1])
+
+    return float(np.clip(np.quantile([intercept() for _ in range(_REPEATS)], 0.025), 0.0, 1.0))
+
+
+def _least(real: Distribution, canary: Distribution) -> tuple[FloatArray, FloatArray, int]:
+    """Return F_all and G at each canary's value ``[c]``, and where their ratio is surely lowest."""
+    n, m = float(real.counts.sum()), float(canary.counts.sum())
+    g = np.cumsum(canary.counts) / m
+    below = np.r_[0.0, np.cumsum(real.counts)]
+    f = below[np.searchsorted(real.values, canary.values, side="right")] / n
+    high = wilson(f, n, _SLACK) / wilson(g, m, -_SLACK)
+    return f, g, int(np.argmin(np.where(g < _LEAST, np.inf, high)))
 
 
 def _confusable_share(seen: Seen, chance: np.random.Generator) -> float:
