@@ -154,6 +154,35 @@ def test_a_training_of_openclips_with_the_loss_of_every_sample():
     assert pair.model.visual.proj.grad.norm() > 0
 
 
+class Task(nn.Module):
+    """A model and its loss in one module, as OpenCLIP's training tasks call them."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.trainable_module, self.loss = model, loss
+
+    def forward(self, images, texts):
+        losses = self.loss(**self.trainable_module(images, texts), output_dict=True)
+        return losses | {"loss": sum(part for name, part in losses.items() if "_loss" in name)}
+
+
+@pytest.mark.parametrize("bias", [None, -2.0])
+def test_a_training_task_returns_the_loss_of_every_sample(bias):
+    pair, better = pairs_of(as_dict=True, bias=bias)
+    batch = batch_of(pair)
+    task = Task(pair.model, PairLosses(pair.loss))
+    mimic = GradMimic(task.trainable_module, better.model, params="all", engine="forward")
+    with mimic:
+        losses = task(batch.images, batch.tokens["text"])["loss"]
+    mimic.weigh(losses).backward()
+    torch.testing.assert_close(losses, pair.losses(pair.embed(pair.model, batch)))
+    exact = mimic_scores(
+        pair.model, better.model, batch, lambda m, b: pair.losses(pair.embed(m, b)),
+        params="all", engine="oracle",
+    )  # fmt: skip
+    torch.testing.assert_close(mimic.scores, exact, rtol=1e-8, atol=1e-10)
+
+
 def test_canaries_are_of_the_models_own_loss():
     pair, _ = pairs_of(bias=-1.0)
     pairs = pair.embed(pair.model, batch_of(pair))

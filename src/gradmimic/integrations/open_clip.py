@@ -5,6 +5,9 @@
         losses = loss(**model(images, texts))      # [b], where OpenCLIP's own loss is their mean
     mimic.weigh(losses, ids).backward()
 
+So it is in a training task of OpenCLIP's, ``CLIPTask(model, loss=loss)``, which returns what its
+loss returns: ``task(images, texts)["loss"]`` is ``[b]`` then.
+
 Needs the extra ``open_clip``.
 """
 
@@ -203,10 +206,12 @@ class PairLosses(nn.Module):
         text_features: Tensor,
         logit_scale: Tensor,
         logit_bias: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``[b]``, of what the model returned."""
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return ``[b]``, of what the model returned; named as OpenCLIP names it, if asked to."""
         pairs = Embedded(image_features, text_features, logit_scale, logit_bias)
-        return self._losses(pairs, batch=self._batch, gather_with_grad=self._with_grad)
+        losses = self._losses(pairs, batch=self._batch, gather_with_grad=self._with_grad)
+        return {"contrastive_loss": losses} if output_dict else losses
 
 
 def _last(parameters: Mapping[str, Tensor], names: Sequence[str]) -> list[str]:
