@@ -36,7 +36,8 @@ def bit_or(value: int, where: bool = True) -> int:  # type: ignore[empty-body]
     """Return the bits that are set in any row; Ibis's own is missing for Spark."""
 
 
-@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+# As int8, as DuckDB has it: declared as int64 no cast would be written, and sums overflow at 127.
+@ibis.udf.scalar.builtin(signature=(("int64",), "int8"))  # type: ignore[untyped-decorator]
 def bit_count(value: int) -> int:  # type: ignore[empty-body]
     """Return how many bits are set."""
 
