@@ -152,8 +152,8 @@ class PairLosses(nn.Module):
 
     The softmax, or the sum over pairs, is over the samples of all ranks, as OpenCLIP's is. Two of
     its three ways to get the gradient there come to the same, up to a factor of the number of
-    ranks; the third, ``local_loss`` without ``gather_with_grad``, drops what a sample does to the
-    losses of other ranks, and does so here. Scores are the same in all of them.
+    ranks. The third, ``local_loss`` without ``gather_with_grad``, takes all gathered embeddings for
+    constants; here only those of other ranks are. Scores are the same in all of them.
 
     Args:
         kind: ``"clip"`` or ``"siglip"``.
