@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from gradmimic import Canaries, GradMimic, mimic_scores
 from gradmimic.contrastive import Embedded, clip_losses, siglip_losses
-from gradmimic.errors import LossError, UnsupportedOperationError
+from gradmimic.errors import LossError, RankError, UnsupportedOperationError
 
 LOSSES = {"clip": clip_losses, "siglip": siglip_losses}
 PARAMS = {
@@ -178,3 +179,19 @@ def test_an_empty_batch_has_no_losses():
     none = torch.zeros(0, 4)
     for losses in LOSSES.values():
         assert losses(Embedded(none, none, torch.tensor(1.0), torch.tensor(0.0))).shape == (0,)
+
+
+def test_a_rank_that_does_not_come_is_told_of(monkeypatch):
+    def gone(*_tensors):
+        raise RuntimeError("connection closed by peer")
+
+    alone = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, get_rank=lambda: 1,
+        get_world_size=lambda: 2, all_gather=gone,
+    )  # fmt: skip
+    monkeypatch.setattr("gradmimic.gathered.dist", alone)
+    pairs = Embedded(torch.eye(2), torch.eye(2), torch.tensor(1.0))
+    with pytest.raises(RankError, match=r"rank 1 of 2 could not exchange its embeddings: another "
+                       r"rank ended.*pass batch='local'"):  # fmt: skip
+        clip_losses(pairs)
+    assert clip_losses(pairs, batch="local").shape == (2,)

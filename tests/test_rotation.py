@@ -11,6 +11,7 @@ from gradmimic.direction import choose
 from gradmimic.errors import AlignmentError
 from gradmimic.reference import Reference
 from gradmimic.rotation import NEAR, Rotation, nearness
+from gradmimic.trial import pick_alignment
 
 BOTH = "image_projection.weight", "text_projection.weight"
 BARE = "image_projection", "text_projection"
@@ -173,3 +174,14 @@ def test_what_few_inputs_leave_open_is_settled_by_weights(kind):
             alignment.observe(None)
         seen.append([v.clone() for v in alignment.direction().tensors.values()])
     torch.testing.assert_close(*seen, rtol=1e-6, atol=1e-8)
+
+
+def test_auto_tries_rotation_unless_it_would_change_the_model():
+    model, better = Layers(), Layers()
+    subset = choose(model, BOTH[:1])
+    names = {}
+    for fixed in ("", "it adds"):
+        reference = Reference(dict(better.state_dict()), "test", BOTH, fixed)
+        trial = pick_alignment("auto", model, subset, reference)
+        names[fixed] = [candidate.name for candidate in trial.candidates]
+    assert names == {"": ["none", "rotation"], "it adds": ["none"]}
