@@ -60,7 +60,7 @@ def progress_bars(
     with Progress(*columns, console=Console(stderr=True)) as bars:
 
         def progress(what: str, steps: int | None) -> Callable[..., None]:
-            task = bars.add_task(what, total=steps)
+            task = bars.add_task(what, total=steps or None)
             return lambda done=1: bars.advance(task, done)
 
         yield progress

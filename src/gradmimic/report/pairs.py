@@ -4,6 +4,7 @@ As in ``page``, everything that comes from data is escaped, and pictures are enc
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from gradmimic.extras import import_extra
 from gradmimic.report.numbers import Metric
 from gradmimic.report.page import fill_template, setting, short, shortened
 from gradmimic.report.pictures import data_uri
+
+_NUMBER = re.compile("[-+−–0-9.,%\N{NO-BREAK SPACE}]*")
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class Grid:
         title: its heading.
         remark: how to read it.
         columns: the head.
-        rows: as many cells each, the first one a name; text that does not begin with a digit or
-            a sign is set as words.
+        rows: as many cells each, the first one a name.
     """
 
     title: str
@@ -154,7 +156,7 @@ def render_pairs_report(data: PairsReport) -> str:
 def _cells(grid: Grid) -> dict[str, Any]:
     """Tell words from numbers, which stand to the right."""
     rows = [
-        (row[0], [(cell, cell[:1] in "0123456789+−–" and len(cell) < 16) for cell in row[1:]])
+        (row[0], [(cell, _NUMBER.fullmatch(cell) is not None) for cell in row[1:]])
         for row in grid.rows
     ]
     return {"title": grid.title, "remark": grid.remark, "columns": grid.columns, "rows": rows}

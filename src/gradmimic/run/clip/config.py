@@ -113,14 +113,14 @@ class ClipConfig:
     canaries: Literal["scored", "off"] = key(
         "scored",
         "Selection",
-        "Pairs with the caption of another one show what bad pairs score; they never enter the "
-        "training.",
+        "Pairs with the caption of another one, beside the real ones, show what bad pairs score. "
+        "Plain training never sees them.",
     )
     canary_rate: float | None = key(
         None,
         "Selection",
-        "The share of pairs that serve as canaries; default: 0.05, more where that would be "
-        "fewer than 500.",
+        "The share of pairs that serve as canaries; default: 0.1, or 0.05 of what does not fit in "
+        "memory, and more where that would be few.",
     )
     rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = key(
         "auto",

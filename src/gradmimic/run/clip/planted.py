@@ -20,9 +20,8 @@ from gradmimic.data.pairs.batch import PairBatch
 from gradmimic.pair_model import PairModel
 from gradmimic.run.clip.pool import Held, seed_of
 
-RATE = 0.1  # planted canaries for each pair
-
 PLANTED = "planted"
+_LEAST, _MOST, _ENOUGH = 0.1, 0.25, 200
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Planted:
         )
         losses = pair.losses(pair.embed(model, both))  # [b + c]
         kinds = [PLANTED] * len(own)
-        return losses[:b], CanaryLosses(losses[b:], list(own.ids), kinds, trained=True)
+        return losses[:b], CanaryLosses(losses[b:], [str(i) for i in own.ids], kinds, trained=True)
 
     def _next(self, epoch: int) -> PairBatch:
         generator = torch.Generator().manual_seed(seed_of(self.pairs.seed, epoch, 1))
@@ -81,7 +80,7 @@ def plant(pairs: Held, rate: float | None, seed: int) -> Held:
 
     Args:
         pairs: those to train on.
-        rate: ρ in (0, 1]; 0.1 by default.
+        rate: ρ in (0, 1]; by default 0.1, and up to 0.25 where there would be fewer than 200.
         seed: decides which.
 
     Returns:
@@ -95,7 +94,8 @@ def plant(pairs: Held, rate: float | None, seed: int) -> Held:
     """
     n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(seed, 2)))
-    count = max(2, ceil((RATE if rate is None else rate) * n))
+    share = max(_LEAST, min(_MOST, _ENOUGH / n)) if rate is None else rate
+    count = max(2, ceil(share * n))
     rows, partners = order[:count].tolist(), order.roll(-1)[:count].tolist()
     planted = pairs.take(rows)
     return replace(planted, texts=[pairs.texts[row] for row in partners])
