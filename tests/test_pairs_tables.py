@@ -1,6 +1,7 @@
 """Pairs in tables, folders and Hugging Face data sets."""
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("PIL.Image", reason="needs the extra 'images'")
 
-from web import Small, lengths, picture
+from web import Small, lengths, picture, sample, shard
 
 from gradmimic.data.pairs import (
     Dropped,
@@ -20,6 +21,7 @@ from gradmimic.data.pairs import (
     open_pairs,
     reasons,
 )
+from gradmimic.data.pairs.hub import HubSource
 from gradmimic.errors import DataError
 
 
@@ -280,6 +282,16 @@ def test_splits(tmp_path, captioned):
     assert list(read(open_pairs(tmp_path / "t"))[0]) == ["0", "2"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_share_the_shards_of_a_stream_once(captioned, workers):
+    stream = captioned.select(range(0, 4, 2)).to_iterable_dataset(num_shards=2)
+    source = HubSource("stream", stream, None, None, None)
+    own = PairReader(
+        source, Small(), lengths, batch_size=4, shuffle=True, seed=0, workers=workers, mixed=False
+    )
+    assert sorted(one for batch in own for one in batch.ids) == ["0/0", "1/0"]
+
+
 def test_a_data_set_on_the_hub(captioned, monkeypatch):
     import datasets
 
@@ -301,6 +313,26 @@ def test_a_data_set_on_the_hub(captioned, monkeypatch):
     with pytest.raises(DataError, match=r"cannot open hf://datasets/me/none: there is none"):
         open_pairs("hf://datasets/me/none")
     assert asked[-1] == ("me/none", None, "train", True)
+
+
+def test_sources_can_be_pickled_for_workers(tmp_path, captioned):
+    (tmp_path / "x.jpg").write_bytes(picture())
+    (tmp_path / "x.txt").write_text("a dog")
+    row = {"image": "x.jpg", "caption": "a dog"}
+    captioned.select([0]).save_to_disk(tmp_path / "saved")
+    write(tmp_path / "t.parquet", [row])
+    shard(tmp_path / "s" / "0.tar", sample("0"))
+    for data in (
+        lines(tmp_path / "t.jsonl", row),
+        tmp_path / "t.parquet",
+        tmp_path / "saved",
+        f"file://{tmp_path}/s",
+        f"{tmp_path}/x.*",
+    ):
+        source = open_pairs(data)
+        again = pickle.loads(pickle.dumps(source))  # noqa: S301 — made here
+        assert list(again.records(0)) == list(source.records(0))
+        assert len(list(again.records(0))) == 2
 
 
 def test_real_pairs(shared_data):

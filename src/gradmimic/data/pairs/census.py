@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gradmimic.data.pairs.reasons import MAX_NAME
 from gradmimic.data.pairs.sample import End
 
 
@@ -58,7 +59,7 @@ class ShardCensus:
     def drop(self, key: str, reason: str) -> None:
         """Count a sample that is left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self.first.setdefault(reason, key)
+        self.first.setdefault(reason, key[:MAX_NAME])
 
     def end(self, item: End) -> None:
         """Take what the shard's end tells."""
