@@ -80,7 +80,8 @@ class PairReader:
         order = list(range(len(source)))
         if shuffle and mixed:
             Random(f"shards {seed}").shuffle(order)  # noqa: S311 — an order, no secret
-        left = [shard for shard in order if shard not in frozenset(done)]
+        past = frozenset(done)
+        left = [shard for shard in order if shard not in past]
         self._shards = left[rank::ranks]
         self._stream = Stream(
             source, transform, tokenize, batch_size, shuffle, seed, mixed, skip, only
