@@ -50,6 +50,7 @@ class Small(nn.Module):
             nn.ReLU(),
         )
         self.words = nn.Embedding(WORDS, WORD)
+        nn.init.normal_(self.words.weight, std=0.05)  # small, so that they soon weigh words too
         self.text = nn.LayerNorm(WORD)
         self.image_projection = nn.Linear(2 * second, SPACE, bias=False)
         self.text_projection = nn.Linear(WORD, SPACE, bias=False)
