@@ -9,6 +9,8 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra 'images'")
 
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from web import picture  # noqa: E402
 
 from gradmimic.data.pairs import reasons  # noqa: E402
@@ -50,6 +52,24 @@ def png(width, height):
 def test_refused(content, reason):
     assert decode(content) == reason
     assert decode(content, near=8) == reason
+
+
+WHOLE = [
+    picture(size=(40, 30), form=form) for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+]
+
+
+@given(
+    st.sampled_from(WHOLE),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
+    st.floats(0, 1),
+)
+def test_no_damage_raises(content, changes, share):
+    damaged = bytearray(content)
+    for place, value in changes:
+        damaged[int(place * (len(damaged) - 1))] = value
+    got = decode(bytes(damaged[: int(share * len(damaged))]), near=4)
+    assert isinstance(got, str) or got.mode == "RGB"
 
 
 def test_a_huge_animation():

@@ -201,6 +201,22 @@ def test_counts_add_up_whatever_the_dirt(tmp_path_factory, shards, ranks, mixed,
     assert results[0] == results[1]  # one process or several
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), min_size=1, max_size=3))
+def test_no_damaged_byte_loses_a_sample_without_a_word(tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("damaged")
+    path = shard(folder / "0.tar", *(sample(f"{n}", f"u{n}") for n in range(4)))
+    content = bytearray(path.read_bytes())
+    last = len(content.rstrip(b"\0"))
+    for place, by in changes:
+        at = int(place * last)
+        content[at] = (content[at] + by) % 256
+    path.write_bytes(content)
+    own = reader(open_pairs(folder))
+    assert len(ids(own)) == own.census.kept
+    assert own.census.seen == own.census.kept + sum(own.census.dropped.values())
+    assert own.census.faults or own.census.seen == 4
+
+
 def test_the_census_names_reasons_and_examples(tmp_path):
     shard(tmp_path / "0.tar", sample("0", "a"), sample("\x1b[2J", "b"), sample("1", "c", ""))
     shard(tmp_path / "1.tar", sample("2", "d", ""), sample("3", "e"), sample("4", "f"), cut=1_500)

@@ -7,6 +7,7 @@ holds samples of one shard, and what a shard's batches are depends on the shard 
 so that shards can be shared out anew after an interruption.
 """
 
+import re
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -21,6 +22,8 @@ from gradmimic.data.pairs.source import PairSource
 from gradmimic.data.pairs.stream import Counts, Stream, Tokenize, Transform
 from gradmimic.errors import DataError
 from gradmimic.extras import import_extra
+
+_GONE = re.compile("DataLoader worker.*(exited unexpectedly|killed by signal)")
 
 
 class PairReader:
@@ -120,7 +123,7 @@ def _from_workers(pieces: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from pieces
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        if not _GONE.search(str(error)):
             raise
         raise DataError(
             f"a process that reads pairs has ended, perhaps for want of memory: {error}. What was "
