@@ -27,8 +27,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 
 @pytest.fixture
-def pool(folder):  # noqa: F811
+def pool(folder, monkeypatch):  # noqa: F811
     """Many small dirty shards, samples in two shards, and a reference that has to be turned."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here, so that numbers are equal to the bit
     write_pool(folder / "many", 24, 10, seed=3)
     for number in (5, 11, 17):  # the same ids in other shards
         (folder / f"many/{number:05}.tar").write_bytes((folder / "many/00002.tar").read_bytes())
@@ -40,7 +41,9 @@ def pool(folder):  # noqa: F811
 
 
 def assert_the_same(first, second):
-    assert rows_of(first).equals(rows_of(second))
+    one, other = rows_of(first), rows_of(second)
+    for name in one.column_names:
+        assert one[name].equals(other[name]), name
     census = [Path(out, "census.json").read_text() for out in (first, second)]
     assert census[0] == census[1]
 
@@ -92,7 +95,7 @@ def test_killed_at_random_points_it_ends_as_if_undisturbed(folder, pool, last): 
     arguments = flags("steps", workers=last - 1, **pool)
     chance, log = random.Random(last), folder / "scores/log"  # noqa: S311
     sizes = []
-    for _ in range(4):
+    for _ in range(3):
         kill_midway(start(2, arguments), log, chance.randrange(0, 8))
         time.sleep(chance.uniform(0, 0.05))
         sizes.append(rows_of("scores").num_rows if list(log.glob("part-*")) else 0)

@@ -25,7 +25,7 @@ from gradmimic.contrastive import Embedded
 from gradmimic.data.pairs import Census, PairBatch, PairSource, open_pairs
 from gradmimic.data.pairs.census import plain
 from gradmimic.direction import Params
-from gradmimic.errors import DataError, LogError, listed
+from gradmimic.errors import LogError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.run.checkpoints import digest
 from gradmimic.run.clip.score_models import (
@@ -187,7 +187,7 @@ def _score_share(
                 engine=_engine(config),
                 on_batch=on_batch,
             )
-    except (LogError, DataError, OSError) as error:
+    except (LogError, OSError) as error:
         disk = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(disk, OSError):
             raise
