@@ -1,5 +1,7 @@
 """Scorers are combined by what canaries say of them, and never for the worse."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -44,11 +46,36 @@ def test_beside_one_good_scorer_others_do_no_harm(seed, others):
     assert f"alone mimic {found.auroc['mimic']:.3f}" in found.why
 
 
+@pytest.mark.parametrize("n", [500, 5000])
+def test_a_model_that_knows_bad_samples_by_heart_is_not_believed(n):
+    chance = np.random.default_rng(n)
+    bad = chance.random(n) < 0.4
+    mimic = np.where(bad, 0.0, 1.5) + chance.normal(size=n)
+    own = np.where(bad, 2.8, 3.0) + chance.normal(size=n)  # trained on both, but not on canaries
+    canaries = chance.normal(size=(n // 2, 2))
+    found = stack(np.column_stack([mimic, own]), canaries, ["mimic", "own"])
+    assert found.auroc["own"] > 0.95 > found.auroc["mimic"]
+    assert auroc(own, bad) < 0.6 < auroc(mimic, bad)
+    assert found.chosen == "mimic"
+    told = r"left out own: by the canaries of own at most \d\.\d% .* of mimic at least [123]\d\.\d%"
+    assert re.search(told, found.why)
+
+
+@pytest.mark.parametrize("apart", [[1.0, 3.0], [1.5, 3.0], [1.5, 1.5, 0.5], [3.0, 0.0]])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+def test_scorers_that_only_differ_in_how_much_they_know_are_believed(apart, noise):
+    chance = np.random.default_rng(3)
+    bad = chance.random(2000) < noise
+    real = np.where(bad[:, None], 0.0, apart) + chance.normal(size=(2000, len(apart)))
+    found = stack(real, chance.normal(size=(800, len(apart))))
+    assert found.left_out == {}
+
+
 def test_a_scorer_that_is_chosen_keeps_its_own_numbers():
     real, canaries, _ = scored([1.5, 0.0])
     found = stack(real, canaries, ["mimic", "noise"])
     assert found.chosen == "mimic"
-    assert found.why.startswith(f"chose mimic: canary AUROC {found.auroc['mimic']:.3f}; of all")
+    assert found.why.startswith(f"chose mimic: canary AUROC {found.auroc['mimic']:.3f}; combined")
     np.testing.assert_array_equal(found(real), real[:, 0])
 
 

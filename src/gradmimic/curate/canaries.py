@@ -141,7 +141,7 @@ def calibrate(visits: Sequence[Seen], mean: Seen, *, seed: int = 0) -> Calibrati
         votes = Votes(np.ones(n), -np.inf, False)
         return Calibration(Estimate(0.0, 0.0, 1.0), aurocs, by_visit, 0.0, best, votes)
     share = _confusable_share(seen, chance)
-    rate = _rate(seen, share, chance)
+    rate = noise_rate(seen, share, chance)
     classes = _classes(_first(mean.canaries)[0])
     right = 0.0 if classes is None else (1 - share) * rate.value / (classes - 1)
     votes = _decide(mean.real, _blend(mean.canaries, share), rate.value, right)
@@ -185,8 +185,21 @@ def auroc(real: Distribution, canary: Distribution, chance: np.random.Generator)
     return Estimate(value, min(value, float(low)), max(value, float(high)))
 
 
-def _rate(seen: Seen, share: float, chance: np.random.Generator) -> Estimate:
-    """Estimate the share of bad samples from one visit's canaries, from uniform to confusable."""
+def noise_rate(seen: Seen, share: float, chance: np.random.Generator) -> Estimate:
+    """Estimate the share of bad samples from one visit's canaries, from uniform to confusable.
+
+    Args:
+        seen: the visit.
+        share: λ, how confusable the bad samples are.
+        chance: for the bootstrap.
+
+    Example:
+        >>> x = np.arange(100.0)
+        >>> bad, half = np.ones(100), np.r_[np.ones(50), np.full(50, 3.0)]  # x < 50: all of them
+        >>> seen = Seen(Distribution(x, half, -x), {"swapped": Distribution(x[:50], bad[:50], -x)})
+        >>> noise_rate(seen, 0.0, np.random.default_rng(0)).value
+        0.25
+    """
     kind, first = _first(seen.canaries)
     lowest = _least_ratio(seen.real, first, _classes(kind))
     others = [canary for other, canary in seen.canaries.items() if other != kind]

@@ -14,6 +14,11 @@ nothing; a sample that a scorer has not seen counts as its median.
 The combination must earn its place: fitted without one fold after the other and judged on that
 fold, it has to beat the best scorer alone, by more than one standard error of its gains there. Else
 that scorer is taken, as it is.
+
+Canaries speak for bad samples only where both are treated alike. A model that was trained on the
+samples knows bad ones by heart, and canaries not: by its own scores it tells canaries from samples
+very well, and finds no bad one. It gives itself away by a noise rate that contradicts another
+scorer's, and is left out: an interval of the rate that lies wholly below the other's.
 """
 
 from collections.abc import Sequence
@@ -22,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gradmimic.curate.canaries import Distribution, Seen, noise_rate
 from gradmimic.curate.votes import BoolArray, FloatArray
 from gradmimic.errors import DataError
 from gradmimic.separation import auroc
@@ -30,6 +36,8 @@ BEND = 3.0  # spreads from the median to where z bends
 _FOLDS = 5
 _NORMAL = 1.4826  # median distances in a standard deviation of a normal distribution
 _RIDGE = 1e-3  # of the weights, so that canaries without overlap leave them finite
+_KNOWING, _TELLING = 0.65, 0.82  # AUROCs that a witness needs, with bad samples and without
+_MARGIN = 0.05  # between noise rates that contradict each other
 _STEPS, _SWEEPS, _TOLERANCE = 50, 200, 1e-10
 
 
@@ -47,6 +55,7 @@ class Stack:
             less than 0.5 inverted.
         combined: the same for the combination, on folds that it was not fitted to.
         chosen: None for the combination, else the name of the scorer that is as good.
+        left_out: by scorer that is not believed, why.
     """
 
     names: tuple[str, ...]
@@ -57,6 +66,7 @@ class Stack:
     auroc: dict[str, float]
     combined: float
     chosen: str | None
+    left_out: dict[str, str]
 
     def __call__(self, scores: npt.ArrayLike) -> FloatArray:
         """Combine scores ``[n, k]`` into ``[n]``, higher is better.
@@ -82,8 +92,9 @@ class Stack:
             'combined 0.895 mimic + 1.04 clip: canary AUROC 0.833, alone mimic 0.729, clip 0.773'
         """
         alone = ", ".join(f"{name} {area:.3f}" for name, area in self.auroc.items())
+        alone += "".join(f"; left out {name}: {reason}" for name, reason in self.left_out.items())
         if self.chosen is not None:
-            areas = f"{self.auroc[self.chosen]:.3f}; of all combined {self.combined:.3f}"
+            areas = f"{self.auroc[self.chosen]:.3f}; combined {self.combined:.3f}"
             return f"chose {self.chosen}: canary AUROC {areas}, alone {alone}"
         terms = zip(self.names, self.weights, strict=True)
         sum_ = " + ".join(f"{weight:.3g} {name}" for name, weight in terms if weight > 0)
@@ -138,20 +149,22 @@ def stack(
     wrong = np.arange(len(z)) >= len(real)
     fold = _dealt(len(real), len(bad), seed)
     areas = np.array([_areas(z[:, j], wrong, fold) for j in range(k)])  # [k, folds]
+    alone = dict(zip(names, areas.mean(axis=1).tolist(), strict=True))
+    left_out = _contradicted(real, bad, alone, np.random.default_rng(seed))
+    best = max((name for name in names if name not in left_out), key=lambda name: alone[name])
+    z[:, [name in left_out for name in names]] = 0.0
     judged = np.empty(len(z))
     for own in range(_FOLDS):
         inside = fold == own
         judged[inside] = z[inside] @ _fit(z[~inside], wrong[~inside])[0]
     together = _areas(judged, wrong, fold)
-    alone = dict(zip(names, areas.mean(axis=1).tolist(), strict=True))
-    best = max(alone, key=lambda name: alone[name])
     gains = together - areas[names.index(best)]  # [folds]
+    chosen = None if gains.mean() > gains.std(ddof=1) / _FOLDS**0.5 else best
+    weights, bias = _fit(z, wrong)
+    if chosen is not None:
+        weights, bias = (np.array(names) == best).astype(np.float64), 0.0
     combined = float(together.mean())
-    if gains.mean() > gains.std(ddof=1) / _FOLDS**0.5:
-        weights, bias = _fit(z, wrong)
-        return Stack(names, weights, bias, center, scale, alone, combined, None)
-    one = (np.array(names) == best).astype(np.float64)
-    return Stack(names, one, 0.0, center, scale, alone, combined, best)
+    return Stack(names, weights, bias, center, scale, alone, combined, chosen, left_out)
 
 
 def _fit(z: FloatArray, wrong: BoolArray) -> tuple[FloatArray, float]:
@@ -205,6 +218,34 @@ def _spread(real: FloatArray, center: FloatArray) -> FloatArray:
     spread = _NORMAL * np.nanmedian(distance, axis=0)
     spread = np.where(spread > 0, spread, np.nanmean(distance, axis=0))
     return np.where(spread > 0, spread, 1.0)
+
+
+def _contradicted(
+    real: FloatArray, bad: FloatArray, alone: dict[str, float], chance: np.random.Generator
+) -> dict[str, str]:
+    """Return the scorers whose noise rate lies below what another one's allows, and why.
+
+    Only a scorer that overlaps little is a witness, by its AUROC without the bad among the samples:
+    A = (1 − ρ) A_good + ρ / 2.
+    """
+    rates, witnesses = {}, {}
+    for j, (name, area) in enumerate(alone.items()):
+        own = [np.sort(x[~np.isnan(x[:, j]), j]) for x in (real, bad)]
+        samples, canaries = (Distribution(x, np.ones(len(x)), np.zeros(len(x))) for x in own)
+        rates[name] = rate = noise_rate(Seen(samples, {"swapped": canaries}), 0.0, chance)
+        if area > _KNOWING and area - rate.value / 2 >= _TELLING * (1 - rate.value):
+            witnesses[name] = rate.low
+    if not witnesses:
+        return {}
+    most = max(witnesses, key=lambda name: witnesses[name])
+    return {
+        name: (
+            f"by the canaries of {name} at most {own.high:.1%} of the samples are bad, by those of "
+            f"{most} at least {witnesses[most]:.1%}, as happens where a model was trained on them"
+        )
+        for name, own in rates.items()
+        if own.high + _MARGIN < witnesses[most]
+    }
 
 
 def _areas(z: FloatArray, wrong: BoolArray, fold: npt.NDArray[np.int64]) -> FloatArray:
