@@ -327,6 +327,7 @@ def test_a_url_on_the_network(tmp_path):
         source = open_pairs(url)
         items = [list(source.read(n)) for n in range(3)]
         server.shutdown()
+    assert list(source.shards) == ["0", "1", "2"]
     assert [own[-1].fault for own in items] == ["", reasons.DAMAGED, reasons.NOT_OPENED]
     assert items[0][0].sample_id == "u0"
     assert items[1][-1].total == 4

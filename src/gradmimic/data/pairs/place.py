@@ -3,6 +3,7 @@
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, BinaryIO
 
 from gradmimic.data.pairs.reasons import MAX_BYTES, NO_FILE, TOO_LARGE
@@ -43,10 +44,16 @@ class Place:
             return NO_FILE
 
     def names(self) -> list[str]:
-        """Name the files, without the folder that they share."""
-        folders = [posixpath.dirname(path) for path in self.paths]
-        start = len(posixpath.commonpath(folders).rstrip("/")) + 1 if any(folders) else 0
-        return [path[start:] for path in self.paths]
+        """Name the files, without the folder that they share.
+
+        Example:
+            >>> Place(None, ("http://h/a/b/0.tar", "http://h/a/c/0.tar")).names()
+            ['b/0.tar', 'c/0.tar']
+        """
+        parts = [path.split("/") for path in self.paths]
+        first, last = min(own[:-1] for own in parts), max(own[:-1] for own in parts)
+        shared = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(first, last)))
+        return ["/".join(own[shared:]) for own in parts]
 
     def stems(self) -> list[str]:
         """Name the files, without their suffixes where that tells them apart."""
