@@ -51,8 +51,9 @@ class Place:
             ['b/0.tar', 'c/0.tar']
         """
         parts = [path.split("/") for path in self.paths]
-        first, last = min(own[:-1] for own in parts), max(own[:-1] for own in parts)
-        shared = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(first, last)))
+        folders = [own[:-1] for own in parts]
+        together = zip(min(folders), max(folders), strict=False)
+        shared = sum(1 for _ in takewhile(lambda two: two[0] == two[1], together))
         return ["/".join(own[shared:]) for own in parts]
 
     def stems(self) -> list[str]:
