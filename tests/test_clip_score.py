@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 from torch.nn import functional as F
 
 pytest.importorskip("PIL.Image", reason="needs the extra 'images'")
@@ -184,3 +185,18 @@ def test_a_pool_is_scored_selected_and_judged(folder, made, command):  # noqa: F
     assert command("quality", "scores", "--scorer", "clip", "--out", "quality.json")[0] == 0
     (quality,) = json.loads((folder / "quality.json").read_text()).values()
     assert abs(quality["quality"]["value"] - 0.7) < 0.2
+
+
+def test_real_pairs_are_scored(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        torch.save(open_pair_model("small", seed=seed).model.state_dict(), f"{seed}.pt")
+    done = score_pairs(
+        PairScoreConfig(
+            data=str(shared_data / "cc12m/cc12m-train-0000.tar"), checkpoints=["0.pt"],
+            model="small", reference="1.pt", batch_size=16,
+        )
+    )  # fmt: skip
+    assert (done.samples, done.census[-1].count, done.visits) == (32, 32, 32)
+    ids = ScoreLog.read("runs/scores/log").scan(["sample_id"])["sample_id"].to_pylist()
+    assert len(set(ids)) == 32  # made of the shard's name and the keys, as there are no uids

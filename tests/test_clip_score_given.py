@@ -77,6 +77,10 @@ def test_other_work_is_refused_and_replaced_where_asked(folder, command):  # noq
     torch.save(opened("steps/step-4.pt").model.state_dict(), "other.pt")
     command.refused("another run: other reference", *flags("steps", reference="other.pt",
                     align="rotation"))  # fmt: skip
+    state = torch.load("better.pt", weights_only=True)
+    name = next(name for name in state if "projection" not in name)
+    torch.save({**state, name: state[name] + 1}, "towers.pt")
+    command.refused("another run: other reference towers", *flags("steps", reference="towers.pt"))
     assert rows_of("scores").equals(rows)
     (folder / "pool").rename(folder / "elsewhere")
     status, printed = command(*flags("steps", data="elsewhere"))

@@ -27,7 +27,7 @@ from gradmimic.units import EVENT
 
 _FILES = ("labels.parquet", "census.json", "duplicates.npy", "absent.json")
 _FOLDERS = ("log", "shards")
-_DIGESTS = ("data", "checkpoints", "reference")
+_DIGESTS = ("data", "checkpoints", "reference", "reference towers")
 _JUDGED = 1_000_000  # rows of a log, at least
 _SAMPLED = 4096  # rows of the inputs
 

@@ -107,6 +107,8 @@ def score_pairs(
         "canary_rate": _rate(config, source, out),
         "seed": config.seed,
     }
+    if models.whole is not None:
+        told["reference towers"] = digest(models.whole.state_dict())
     open_folder(out, told, place, overwrite=config.overwrite)
     began = time.perf_counter()
     before = _score_share(config, models, source, params, told, place, progress)
