@@ -162,6 +162,15 @@ class ClipConfig:
             check_templates(self.templates, "templates")
         if not 0 <= self.noise_rate <= 1:
             raise ConfigError(f"noise_rate must be in [0, 1], got {self.noise_rate}.")
+        if self.model == "small" and self.start == "pretrained":
+            raise ConfigError(
+                "model is small, which has no pretrained weights; give start: scratch, or a file."
+            )
+        if self.reference_start == "other" and self.start != "scratch":
+            raise ConfigError(
+                f"reference_start is other, but start is {self.start}: other initial weights are "
+                "fresh ones. Leave reference_start out, or give start: scratch."
+            )
         if self.lock is not None and self.params in ("both", self.lock):
             raise ConfigError(
                 f"params is {self.params}, but the {self.lock} tower is locked and does not move; "

@@ -124,4 +124,4 @@ def zero_shot_accuracy(images: Tensor, labels: Tensor, classes: Tensor) -> float
 
 
 def _shares(ahead: Tensor) -> dict[int, float]:
-    return {k: float((ahead < k).float().mean()) for k in KS}
+    return {k: float((ahead < k).double().mean()) for k in KS}

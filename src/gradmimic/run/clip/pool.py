@@ -175,7 +175,8 @@ class Streamed:
             groups[-1].append(shards[place])
             held += self.counts[shards[place]]
         if len(groups) > 1 and held < self.batch_size:  # too few to be each other's rivals
-            groups[-2] += groups.pop()
+            few = groups.pop()
+            groups[-1] += few
         return groups
 
 

@@ -39,14 +39,10 @@ def open_initial(config: ClipConfig, device: torch.device) -> PairModel:
     """Open the model at the weights that every training starts from.
 
     Raises:
-        ConfigError: there is no such model, or it has no weights of its own.
+        ConfigError: there is no such model.
         ReferenceMismatchError: the weights to start from do not fit.
         MissingExtraError: the library it comes from is not installed.
     """
-    if config.model == "small" and config.start == "pretrained":
-        raise ConfigError(
-            "model is small, which has no pretrained weights; give start: scratch, or a file."
-        )
     pair = open_pair_model(
         config.model,
         weights=config.start == "pretrained",
