@@ -86,7 +86,7 @@ class Held:
 
     def steps(self, epoch: int) -> int:
         """Return how many batches an epoch has."""
-        return ceil(len(self) / self.batch_size)
+        return parts(len(self), self.batch_size)
 
     def rounds(self, epoch: int) -> Iterator[Round]:
         """Yield the one round that an epoch is."""
@@ -144,7 +144,7 @@ class Streamed:
     def steps(self, epoch: int) -> int:
         """Return how many batches an epoch has."""
         return sum(
-            ceil(sum(self.counts[shard] for shard in shards) / self.batch_size)
+            parts(sum(self.counts[shard] for shard in shards), self.batch_size)
             for shards in self._groups(epoch)
         )
 
@@ -180,6 +180,16 @@ class Streamed:
         return groups
 
 
+def parts(n: int, size: int) -> int:
+    """Return how many batches n pairs make: ⌈n/size⌉, but none of a single pair, without a rival.
+
+    Example:
+        >>> parts(65, 64), parts(3, 2), parts(1, 2)
+        (2, 1, 0)
+    """
+    return min(ceil(n / size), n // 2)
+
+
 def rebatched(batches: Iterable[PairBatch], size: int, tokenize: Tokenize) -> Iterator[PairBatch]:
     """Fill batches up; the last two share their pairs evenly.
 
@@ -189,7 +199,7 @@ def rebatched(batches: Iterable[PairBatch], size: int, tokenize: Tokenize) -> It
         tokenize: captions to tokens, where those of two batches are of different lengths.
 
     Yields:
-        ⌈n/size⌉ batches, none of a single pair, which has no rival.
+        As many batches as :func:`parts` says.
     """
     rows: list[tuple[Tensor, dict[str, Tensor], Any, str]] = []
     for batch in batches:
@@ -199,11 +209,10 @@ def rebatched(batches: Iterable[PairBatch], size: int, tokenize: Tokenize) -> It
         while len(rows) > 2 * size:
             yield _stacked(rows[:size], tokenize)
             del rows[:size]
-    parts = ceil(len(rows) / size)
-    for part in range(parts):
-        own = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-        if len(own) > 1:
-            yield _stacked(own, tokenize)
+    count = parts(len(rows), size)
+    for part in range(count):
+        own = rows[part * len(rows) // count : (part + 1) * len(rows) // count]
+        yield _stacked(own, tokenize)
 
 
 def _stacked(
