@@ -180,6 +180,12 @@ def test_a_pool_is_scored_selected_and_judged(folder, made, command):  # noqa: F
         scores = kept["score"].to_numpy()
         aurocs[scorer] = (scores[~bad][:, None] > scores[bad]).mean()
         assert "canaries" in kept["reason"][0].as_py()
+    three = [part for name in ("mimic", "own", "clip") for part in ("--scorer", name)]
+    status, printed = command(
+        "select", "scores", *three, "--aggregate", "stacked", "--out", "s.parquet"
+    )
+    assert status == 0, printed.err
+    assert "canary AUROC" in printed.out
     assert aurocs["clip"] > 0.95
     assert aurocs["mimic"] > 0.8
     assert command("quality", "scores", "--scorer", "clip", "--out", "quality.json")[0] == 0

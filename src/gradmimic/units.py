@@ -122,6 +122,7 @@ def score_units(
                     named, reference, params, align, engine, batch, sample_ids, losses, weighing,
                     shown=shown,
                 )  # fmt: skip
+                del shown  # memory that the rest may want
             if waiting is not None:
                 writer.add(waiting)
             waiting = _Rows(number, last, sample_ids, scored)

@@ -69,7 +69,7 @@ class ScoreSummary:
         canaries: rows of canaries.
         skipped: why samples are missing, and how many.
         scored: samples that this call scored, in all its processes; the rest was there.
-        seconds: that it took, without reading and preparing.
+        seconds: that it took, without opening data and models.
         notes: what the reader must know.
         census: of pairs, what became of all that was read; adds up to its last row.
         apart: of pairs, by scorer, the AUROC of samples over canaries.

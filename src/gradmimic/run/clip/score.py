@@ -111,13 +111,22 @@ def score_pairs(
         told["reference towers"] = digest(models.whole.state_dict())
     open_folder(out, told, place, overwrite=config.overwrite)
     began = time.perf_counter()
-    before = _score_share(config, models, source, params, told, place, progress)
-    if not finish(out, place):
-        return None
+    try:
+        before = _score_share(config, models, source, params, told, place, progress)
+        if not finish(out, place):
+            return None
+        census = Census(read_counts(out / "shards"))
+        with atomic_write(out / "census.json") as file:
+            file.write(json.dumps(census.to_dict(), indent=2).encode())
+    except (LogError, OSError) as error:
+        disk = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(disk, OSError):
+            raise
+        raise LogError(
+            f"cannot write to {out}: {disk}. What was scored before is kept: make room, and start "
+            "the same command again."
+        ) from error
     seconds = time.perf_counter() - began
-    census = Census(read_counts(out / "shards"))
-    with atomic_write(out / "census.json") as file:
-        file.write(json.dumps(census.to_dict(), indent=2).encode())
     visits, canaries = count_rows(out / "log")
     apart = tell_apart(out / "log")
     return ScoreSummary(
@@ -148,55 +157,47 @@ def _score_share(
     out, total = Path(config.out), len(source)
     given = {"data": config.data, "reference": config.reference, "model": models.pair.name}
     about = {"score": told, "given": {**given, "checkpoints": [*models.checkpoints]}}
-    try:
-        (out / "shards").mkdir(exist_ok=True)
-        with ScoreLog(out / "log", config=about, seed=config.seed, rank=place.rank) as log:
-            check_work(log, {"shards": total, "checkpoints": len(models.checkpoints)})
-            counts = read_counts(out / "shards")
-            done = done_shards(finished(log, total), counts)
-            wanted = [n for n in range(place.rank, total, place.processes) if n not in done]
-            alive = _Alive(out, place)
-            skip = share_index(
-                source, out, place, lambda absent: not absent.isdisjoint(wanted), alive,
-                lambda: signs_of_life(out),
-            )  # fmt: skip
-            units = ShardUnits(
-                source, models.pair, out / "shards", size=config.batch_size, seed=config.seed,
-                workers=config.workers, skip=skip, device=models.device,
-            )  # fmt: skip
-            rate = told["canary_rate"]
-            canaries = None if rate is None else Canaries(rate, seed=config.seed)
-            tell: Callable[[int], None] = lambda _samples: None
-            if place.rank == 0:
-                what = "score" if place.processes == 1 else f"score, 1 of {place.processes} shares"
-                tell = progress(what, None)
+    (out / "shards").mkdir(exist_ok=True)
+    with ScoreLog(out / "log", config=about, seed=config.seed, rank=place.rank) as log:
+        check_work(log, {"shards": total, "checkpoints": len(models.checkpoints)})
+        held = finished(log, total)
+        counts = read_counts(out / "shards")  # after the rows: what has rows is counted already
+        done = done_shards(held, counts)
+        wanted = [n for n in range(place.rank, total, place.processes) if n not in done]
+        alive = _Alive(out, place)
+        skip = share_index(
+            source, out, place, lambda absent: not absent.isdisjoint(wanted), alive,
+            lambda: signs_of_life(out),
+        )  # fmt: skip
+        units = ShardUnits(
+            source, models.pair, out / "shards", size=config.batch_size, seed=config.seed,
+            workers=config.workers, skip=skip, device=models.device,
+        )  # fmt: skip
+        rate = told["canary_rate"]
+        canaries = None if rate is None else Canaries(rate, seed=config.seed)
+        tell: Callable[[int], None] = lambda _samples: None
+        if place.rank == 0:
+            what = "score" if place.processes == 1 else f"score, 1 of {place.processes} shares"
+            tell = progress(what, None)
 
-            def on_batch(samples: int) -> None:
-                alive()
-                tell(samples)
+        def on_batch(samples: int) -> None:
+            alive()
+            tell(samples)
 
-            score_units(
-                models.checkpoints,
-                models.reference,
-                units,
-                wanted,
-                losses_of(models, canaries),
-                log,
-                ids=lambda batch: batch.ids,
-                params=params,
-                align=told["align"],
-                temperature="auto" if config.temperature is None else config.temperature,
-                engine=_engine(config),
-                on_batch=on_batch,
-            )
-    except (LogError, OSError) as error:
-        disk = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(disk, OSError):
-            raise
-        raise LogError(
-            f"cannot write to {out}: {disk}. What was scored before is kept: make room, and start "
-            "the same command again."
-        ) from error
+        score_units(
+            models.checkpoints,
+            models.reference,
+            units,
+            wanted,
+            losses_of(models, canaries),
+            log,
+            ids=lambda batch: batch.ids,
+            params=params,
+            align=told["align"],
+            temperature="auto" if config.temperature is None else config.temperature,
+            engine=_engine(config),
+            on_batch=on_batch,
+        )
     return sum(counts[number].kept for number in done)
 
 
