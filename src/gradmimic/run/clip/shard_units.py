@@ -58,10 +58,10 @@ def even_tails(batches: Iterable[PairBatch], size: int, tokenize: Tokenize) -> I
             yield replace(held, last=True)
         else:
             both = _joined(held, batch, tokenize)
-            half = -(-len(both) // 2) if len(both) > size else len(both)
-            if half < len(both):
-                yield _rows(both, slice(0, half), last=False)
-            yield _rows(both, slice(-(len(both) - half) or None, None), last=True)
+            cut = -(-len(both) // 2) if len(both) > size else 0
+            if cut:
+                yield _rows(both, slice(cut), last=False)
+            yield _rows(both, slice(cut, None), last=True)
 
 
 def _joined(first: PairBatch, second: PairBatch, tokenize: Tokenize) -> PairBatch:
