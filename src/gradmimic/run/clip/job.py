@@ -70,11 +70,12 @@ def run_clip(
     pair = open_initial(config, device)
     tests = open_tests(config, pair)
     trainings = Trainings(config, pair, tests, out, progress)
+    read = trainings.read()
     inputs = load_pairs(config, pair, progress)
     _prepare(config, out, earlier)
     trainings.states.check_inputs({"pairs": inputs.fingerprint, "samples": len(inputs.train)})
 
-    better = trainings.better(inputs)
+    better = trainings.better(inputs, read)
     trainings.plain(inputs.train)
     trainings.reweighted(inputs.train, better)
     log = ScoreLog.read(out / "log")

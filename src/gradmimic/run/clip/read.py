@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradmimic.data.pairs.batch import PairBatch
-from gradmimic.data.pairs.census import Census
+from gradmimic.data.pairs.census import Census, plain
 from gradmimic.data.pairs.duplicates import Duplicates, find_duplicates
 from gradmimic.data.pairs.open import open_pairs
 from gradmimic.data.pairs.reader import PairReader
@@ -82,10 +82,12 @@ def load_pairs(config: ClipConfig, pair: PairModel, progress: Progress) -> Input
     asked = find_trusted(config.trusted)
     source = open_pairs(config.data, id=config.ids, image=config.image, text=config.text)
     taken = _read(source, pair, config, asked, progress)
+    _check_any(config.data, taken)
     trusted, other = taken.trusted, None
     if asked.data is not None:
         there = open_pairs(asked.data, id=config.ids, image=config.image, text=config.text)
         other = _read(there, pair, config, Trusted(), progress)
+        _check_any(asked.data, other)
         trusted = other.train
         if trusted is None:
             raise DataError(f"the trusted pairs {asked.data} do not fit in memory. Give fewer.")
@@ -275,18 +277,22 @@ def _streamed(
     )
 
 
+def _check_any(name: str, taken: _Taken) -> None:
+    """Refuse a data set of which nothing can be used."""
+    census = taken.census
+    if census.kept == 0:
+        reasons = [f"{reason}: {count:,}" for reason, count in census.dropped.items()]
+        reasons += [f"{plain(own.name)} {own.fault}" for own in census.faults]
+        raise DataError(
+            f"none of the {census.total:,} pairs of {name} can be used"
+            + (f" ({listed(reasons)})." if reasons else ".")
+        )
+
+
 def _check_counts(
     config: ClipConfig, asked: Trusted, taken: _Taken, trusted: Held | None, other: _Taken | None
 ) -> None:
     """Refuse what cannot be trained on, before anything is."""
-    for name, read in ((config.data, taken), (asked.data, other)):
-        if read is not None and read.census.kept == 0:
-            reasons = [f"{reason}: {count:,}" for reason, count in read.census.dropped.items()]
-            reasons += [f"{own.name} {own.fault}" for own in read.census.faults]
-            raise DataError(
-                f"none of the {read.census.total:,} pairs of {name} can be used"
-                + (f" ({listed(reasons)})." if reasons else ".")
-            )
     if asked.ids and taken.unknown:
         raise DataError(
             f"trusted names {len(taken.unknown):,} ids that are not among the {taken.census.kept:,}"

@@ -82,14 +82,26 @@ class Trainings:
         self.states = States(self.out)
         self.params: Params = scored(self.config, self.pair)
 
-    def better(self, inputs: Inputs) -> Better:
-        """Train the reference, or read it; measure it, and decide how it is brought near."""
-        if inputs.trusted is None:
-            better = read_better(self.config, self.pair, self.params)
+    def read(self) -> Better | None:
+        """Read the reference, where one is named, and check that it fits before anything is done.
+
+        Raises:
+            ReferenceMismatchError, AlignmentError: it does not.
+        """
+        if self.config.reference is None:
+            return None
+        better = read_better(self.config, self.pair, self.params)
+        self._align(better)
+        return better
+
+    def better(self, inputs: Inputs, read: Better | None) -> Better:
+        """Train the reference, unless it was read; measure it."""
+        if read is not None:
+            better = read
         else:
+            assert inputs.trusted is not None  # noqa: S101  as the configuration has it
             better = as_better(self._trained_reference(inputs.train, inputs.trusted))
-        self.aligned = picked_alignment(self.config, self.pair, self.params, better.weights)
-        self._mimic(self.pair, better, None)  # what does not fit is better known before a training
+            self._align(better)
         if better.whole is not None:
             alike = _fed_alike(self.pair, better.whole)
             tests = self.tests if alike else open_tests(self.config, better.whole)
@@ -139,6 +151,11 @@ class Trainings:
         if len(selection.kept) < 2:
             raise DataError("the selection keeps no pairs to train on; leave retrain out.")
         self._fit("selected", kept, self._ends(data))
+
+    def _align(self, better: Better) -> None:
+        """Decide how a reference is brought near, and check that it can be."""
+        self.aligned = picked_alignment(self.config, self.pair, self.params, better.weights)
+        self._mimic(self.pair, better, None)
 
     def _trained_reference(self, data: Pool, trusted: Held) -> PairModel:
         other = other_start(self.config, self.pair)
