@@ -153,6 +153,22 @@ def test_dirty_lines(tmp_path):
     assert ends == [End(total=8)]
 
 
+def test_fields_that_the_first_lines_lack(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(picture())
+    odd = {"note": {"a": [1, "b"]}, "image": None, "mixed": [1, "b"], "on": True}
+    path = lines(tmp_path / "t.jsonl", b"{", odd, {"image": "x.jpg"}, odd | {"texts": ["a dog"]},
+                 {"image": "x.jpg", "texts": ["a dog", "a cat"]})  # fmt: skip
+    kept, dropped, _ = read(open_pairs(path))
+    assert kept == {"t/4": ("a dog", "a cat")}
+    assert dropped["t/2"] == reasons.NO_CAPTION
+
+
+def test_captions_as_categories(tmp_path):
+    column = pa.array(["a dog", "a dog"]).dictionary_encode()
+    pq.write_table(pa.table({"image": [picture()] * 2, "alt": column}), tmp_path / "t.parquet")
+    assert list(read(open_pairs(tmp_path / "t.parquet"))[0].values()) == [("a dog",)] * 2
+
+
 def test_a_line_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("gradmimic.data.pairs.table_files.MAX_BYTES", 100)
     (tmp_path / "x.jpg").write_bytes(picture())

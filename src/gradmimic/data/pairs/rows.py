@@ -115,4 +115,6 @@ def _is_text(kind: pa.DataType) -> bool:
     """Tell whether a column holds texts, or lists of them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from gradmimic.data.pairs.picture import decode
 from gradmimic.data.pairs.reasons import REPEATED
 from gradmimic.data.pairs.sample import Dropped, End, Pair, Record
+from gradmimic.extras import import_extra
 
 
 class PairSource(ABC):
@@ -65,6 +66,7 @@ class PairSource(ABC):
         Yields:
             A pair, or why there is none.
         """
+        import_extra("PIL.Image", "images")
         for item in self.records(shard):
             if not isinstance(item, Record):
                 yield item

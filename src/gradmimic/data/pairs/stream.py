@@ -106,9 +106,8 @@ class Stream:
 
     def _records(self, shard: int, counts: Counts) -> Iterator[tuple[int, Record]]:
         """Yield the records of a shard that are wanted, and count the others."""
-        name = self.source.shards[shard]
         for item in self.source.records(shard):
-            own = counts.setdefault(shard, ShardCensus(name))
+            own = self._own(counts, shard)
             if isinstance(item, End):
                 own.end(item)
                 continue
@@ -153,8 +152,7 @@ class Stream:
                 except Exception:  # a picture that nobody foresaw must not end a run of days
                     image = UNPREPARED
             if isinstance(image, str):
-                own = counts.setdefault(shard, ShardCensus(self.source.shards[shard]))
-                own.drop(record.key, image)
+                self._own(counts, shard).drop(record.key, image)
             else:
                 yield _Ready(shard, record.sample_id, record.texts[0], ready)
 
@@ -163,12 +161,15 @@ class Stream:
     ) -> tuple[PairBatch, Counts]:
         """Make a batch, and count its samples."""
         for one in ready:
-            own = counts.setdefault(one.shard, ShardCensus(self.source.shards[one.shard]))
-            own.kept += 1
+            self._own(counts, one.shard).kept += 1
         texts = [one.text for one in ready]
         images = torch.stack([one.image for one in ready])  # [b, 3, s, s]
         ids = [one.sample_id for one in ready]
         return PairBatch(images, self.tokenize(texts), ids, texts, shard, last), _taken(counts)
+
+    def _own(self, counts: Counts, shard: int) -> ShardCensus:
+        """Return the count of a shard."""
+        return counts.setdefault(shard, ShardCensus(self.source.shards[shard]))
 
     def _blank(self) -> PairBatch:
         """Return a batch of no samples, which shows the shapes of all others."""

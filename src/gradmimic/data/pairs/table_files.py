@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from gradmimic.data.pairs.reasons import MAX_BYTES
 
 SHARD = 2_000  # rows
+_PROBED = 100  # lines that tell which fields there are
 _CELLS = 64  # rows with their pictures in memory at a time
 
 
@@ -57,18 +58,20 @@ def parquet_rows(file: BinaryIO, part: Part, columns: list[str]) -> Iterator[dic
 
 
 def line_parts(file: BinaryIO) -> tuple[list[Part], pa.Schema]:
-    """Cut a file of JSON lines into parts; also return the fields of its first object."""
+    """Cut a file of JSON lines into parts; also return the fields of its first objects."""
     parts: list[Part] = []
-    first: dict[str, Any] = {}
+    first: dict[str, Any] = {}  # a value of each field
     start, byte, row = 0, 0, 0
     for row, line in enumerate(_lines(file), 1):
-        first = first or _object(line) or {}
+        if row <= _PROBED:
+            own = _object(line) or {}
+            first |= {name: value for name, value in own.items() if first.get(name) is None}
         if row - start == SHARD:
             parts.append(Part(start, SHARD, byte=byte))
             start, byte = row, file.tell()
     if row > start:
         parts.append(Part(start, row - start, byte=byte))
-    return parts, pa.Table.from_pylist([first]).schema
+    return parts, pa.schema([(name, _type(value)) for name, value in first.items()])
 
 
 def line_rows(file: BinaryIO, part: Part, columns: list[str]) -> Iterator[dict[str, Any] | None]:
@@ -87,6 +90,17 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
             rest = file.readline(MAX_BYTES)
         if line.strip():
             yield line
+
+
+def _type(value: object) -> pa.DataType:
+    """Return the type of a column that holds such values, as far as it matters here."""
+    if isinstance(value, list):
+        return pa.list_(_type(value[0] if value else None))
+    if isinstance(value, str):
+        return pa.string()
+    if isinstance(value, bool | int | float):
+        return pa.float64()
+    return pa.struct([]) if isinstance(value, dict) else pa.null()
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
