@@ -72,6 +72,7 @@ def test_keys_of_another_task(tmp_path, task, key, value, message):
         ({"weighting": "posterior", "canaries": "off"}, "it needs canaries"),
         ({"weighting": "posterior", "temperature": 0.5}, "which knows no temperature"),
         ({"rule": "calibrated", "canaries": "off"}, "rule is calibrated but canaries is off"),
+        ({"aggregate": "stacked", "canaries": "off"}, "aggregate is stacked but canaries is off"),
         ({"canary_rate": 0}, r"canary_rate must be in \(0, 1\], got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1: a contrastive loss needs"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),

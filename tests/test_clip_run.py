@@ -11,6 +11,7 @@ import torch
 from clip_runs import POOL, TEST, TRUSTED, clip_keys, pairs, run_pairs, write_pools, write_tar
 
 from gradmimic import ScoreLog
+from gradmimic.errors import ConfigError
 from gradmimic.run.clip import pool, read, sets
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.job import OUTPUTS, run_clip
@@ -74,7 +75,7 @@ def test_the_numbers_follow_from_what_is_written(folder):
     assert {len(metrics[way]["measured"]) for way in ("plain", "reweighted", "selected")} == {2}
 
     log = ScoreLog.read(out / "log")
-    rows = log.scan()
+    rows = log.scan(filter=pc.field("scorer") == "mimic")
     real = rows.filter(pc.is_null(rows["canary"]))
     ids = {uid for uid, *_ in pairs(POOL, seed=1)}
     assert len(set(real["sample_id"].to_pylist())) == POOL - DIRT
@@ -105,12 +106,54 @@ def test_auroc_is_that_of_the_swapped_captions(folder):
 
 def test_without_noise_and_test_sets_nothing_is_made_up(folder):
     metrics, _ = run_pairs(folder, noise_rate=..., test=..., canaries="off")
-    for name in ("swapped", "auroc", "detection", "gain", "quality", "auroc_per_epoch"):
+    for name in ("swapped", "auroc", "auroc_of", "detection", "gain", "quality"):
         assert metrics[name] is None
     assert metrics["reference"] == {}
     assert metrics["plain"]["measured"] == [{}, {}]
     rows = ScoreLog.read(folder / "run" / "log").scan()
     assert set(rows["canary"].to_pylist()) == {None}
+
+
+def test_the_clip_score_of_the_reference_stands_beside(folder):
+    metrics, table = run_pairs(folder)
+    log = ScoreLog.read(folder / "run" / "log")
+    rows = log.scan(filter=(pc.field("scorer") == "clip") & pc.field("canary").is_null())
+    found = dict(zip(rows["sample_id"].to_pylist(), rows["score"].to_pylist(), strict=True))
+    config = ClipConfig(**clip_keys(folder))
+    pair = open_pair_model("small", image_size=16)
+    held = read.load_pairs(config, pair, lambda *_: lambda _n=1: None).train
+    load_weights(pair, str(folder / "run" / "reference.pt"))
+    with torch.no_grad():
+        own = pair.embed(pair.model, held.batch(torch.arange(len(held))))
+    cosines = (own.image * own.text).sum(1).tolist()
+    assert found == pytest.approx(dict(zip(held.ids, cosines, strict=True)), abs=1e-5)
+    assert log.scan(filter=pc.field("canary") == "planted")["scorer"].unique().to_pylist() == [
+        "mimic", "clip"
+    ]  # fmt: skip
+    inputs = read.load_pairs(config, pair, lambda *_: lambda _n=1: None)
+    bad = [uid in inputs.swapped for uid in held.ids]
+    assert metrics["auroc_of"]["clip"] == pytest.approx(
+        sklearn_metrics.roc_auc_score(bad, [-c for c in cosines]), abs=1e-5
+    )
+    assert metrics["auroc_of"]["mimic"] == metrics["auroc"]
+    stacked, both = run_pairs(folder, aggregate="stacked", out=str(folder / "both"))
+    assert stacked["auroc_of"] == metrics["auroc_of"]
+    assert "combined" in both["reason"][0].as_py()
+    assert len(both) == len(table)
+
+
+def test_stacked_needs_clip_scores(folder, monkeypatch):
+    run_pairs(folder)
+    towers = weights(folder / "run" / "reference.pt")
+    projections = {name: own for name, own in towers.items() if "projection" in name}
+    torch.save(projections, folder / "projections.pt")
+    more = {"trusted": ..., "reference_epochs": ..., "out": str(folder / "next")}
+    more["reference"] = str(folder / "projections.pt")
+    with pytest.raises(ConfigError, match="takes pairs that fit in memory, and a reference with"):
+        run_pairs(folder, **more, aggregate="stacked")
+    metrics, _ = run_pairs(folder, **more, overwrite=True)
+    assert metrics["reference"] == {}
+    assert list(metrics["auroc_of"]) == ["mimic"]
 
 
 # The trainings
@@ -217,6 +260,7 @@ def test_notes_say_when_not_to_trust(folder):
     metrics, _ = run_pairs(folder)
     metrics |= {
         "auroc": 0.55,
+        "auroc_of": {"mimic": 0.55, "clip": 0.7},
         "overtaken": 7,
         "unscored": 3,
         "removed": 0,
@@ -227,6 +271,7 @@ def test_notes_say_when_not_to_trust(folder):
     notes = " ".join(notes_on_pairs(metrics))
     for words in (
         "1 shards could not be read to their end", "AUROC 0.550", "3 pairs were never scored",
+        "with AUROC 0.700: give aggregate: stacked",
         "From step 7 on", "The reference alone", "2 test pairs could not be used",
         "moves R@10 by up to 5 points", "every pair is kept",
     ):  # fmt: skip

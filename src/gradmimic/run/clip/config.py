@@ -127,10 +127,11 @@ class ClipConfig:
         "Selection",
         "How scores become a decision. auto: calibrated by the canaries, else mixture.",
     )
-    aggregate: Literal["mean", "majority", "one_coin", "dawid_skene"] = key(
+    aggregate: Literal["mean", "stacked", "majority", "one_coin", "dawid_skene"] = key(
         "mean",
         "Selection",
-        "Decide once on each sample's mean, or let its visits vote: majority, or a label model.",
+        "Decide once on each pair's mean score, or on that combined with the reference's CLIP "
+        "score as canaries tell (stacked), or let its visits vote: majority, or a label model.",
     )
     retrain: bool = key(
         False, "Selection", "Train once more, on the selected pairs, for as many steps."
@@ -187,6 +188,8 @@ class ClipConfig:
             raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
         if self.rule == "calibrated" and self.canaries == "off":
             raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
+        if self.aggregate == "stacked" and self.canaries == "off":
+            raise ConfigError("aggregate is stacked but canaries is off; canaries tell how.")
         if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
             raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
         if self.batch_size < 2:

@@ -17,6 +17,7 @@ from gradmimic.curate import estimate_quality, select
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.log import ScoreLog
+from gradmimic.run.clip.beside import SCORER
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.outcome import (
     mean_scores,
@@ -76,12 +77,16 @@ def run_clip(
     trainings.states.check_inputs({"pairs": inputs.fingerprint, "samples": len(inputs.train)})
 
     better = trainings.better(inputs, read)
+    trainings.has_clip_scores(inputs.train, better)
     trainings.plain(inputs.train)
     trainings.reweighted(inputs.train, better)
     log = ScoreLog.read(out / "log")
     files = {"selection": out / "selection.parquet", "metrics": out / "metrics.json"}
     rule = None if config.rule == "auto" else config.rule
-    selection = select(log, rule, aggregate=config.aggregate, out=files["selection"])
+    scorers = ["mimic", SCORER] if config.aggregate == "stacked" else "mimic"
+    selection = select(
+        log, rule, aggregate=config.aggregate, scorer=scorers, out=files["selection"]
+    )
     if config.retrain:
         trainings.selected(inputs.train, selection)
     quality = estimate_quality(log) if config.canaries != "off" else None

@@ -14,6 +14,7 @@ from gradmimic.curate import Quality, Selection
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
+from gradmimic.run.clip.beside import SCORER
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.read import Inputs
 from gradmimic.run.clip.trainings import Trainings
@@ -33,12 +34,12 @@ class Means(NamedTuple):
 
 
 def mean_scores(log: LogReader, selection: Selection) -> Means:
-    """Collect the mean scores of samples, as stage 2 has them, and of canaries."""
-    table = selection.table
-    rows = log.scan(["sample_id", "score"], pc.field("canary").is_valid())
-    canaries = rows.group_by("sample_id").aggregate([("score", "mean")])["score_mean"].to_numpy()
-    ids = np.array(table["sample_id"].to_pylist())
-    return Means(ids, table["score"].to_numpy().astype(np.float64), canaries.astype(np.float64))
+    """Collect the mean mimic scores of samples, in the selection's order, and of canaries."""
+    ids = selection.table["sample_id"].to_pylist()
+    own = _means(log, "mimic", canaries=False)
+    scores = np.array([own[sample_id] for sample_id in ids], dtype=np.float64)
+    canaries = np.array([*_means(log, "mimic", canaries=True).values()], dtype=np.float64)
+    return Means(np.array(ids), scores, canaries)
 
 
 def measure_pairs(
@@ -70,6 +71,7 @@ def measure_pairs(
         "kept": len(selection.kept),
         "removed": len(selection.removed),
         "unscored": len(inputs.train) - scored,
+        "aggregate": trainings.config.aggregate,
         "align": trainings.aligned,
         "overtaken": trainings.overtaken,
         "steps": trainings.steps,
@@ -79,6 +81,7 @@ def measure_pairs(
         "gain": None,
         "swapped": None,
         "auroc": None,
+        "auroc_of": None,
         "auroc_per_epoch": None,
         "detection": None,
         "quality": None if quality is None else quality.as_dict(),
@@ -95,6 +98,7 @@ def measure_pairs(
         values |= {
             "swapped": len(inputs.swapped) / max(len(inputs.train), 1),
             "auroc": auroc(selection.table["score"].to_numpy(), bad),
+            "auroc_of": _by_scorer(log, inputs.swapped),
             "auroc_per_epoch": _by_epoch(log, inputs.swapped),
             "detection": detection(~selection.table["keep"].to_numpy(zero_copy_only=False), bad),
         }
@@ -125,7 +129,7 @@ def readable_pairs(values: Mapping[str, Any]) -> list[Metric]:
         *_of_quality(values["quality"]),
         Metric("captions swapped on purpose", values["swapped"], "of all", percent=True),
         *_of_tests(values),
-        Metric("AUROC of the mean score", values["auroc"], "0.5 is chance, 1 is perfect"),
+        *_of_scorers(values),
         Metric("pairs removed", values["removed"]),
         Metric("precision of removal", found.get("precision"), "share removed rightly", True),
         Metric("recall of removal", found.get("recall"), "share of swapped ones removed", True),
@@ -149,6 +153,16 @@ def _of_tests(values: Mapping[str, Any]) -> Iterator[Metric]:
         if found := zero_shots(values, way):
             best = f"best {percent(max(found))}, epoch {int(np.argmax(found))}; higher is better"
             yield Metric(f"zero-shot accuracy, {name}", found[-1], best, True)
+
+
+def _of_scorers(values: Mapping[str, Any]) -> Iterator[Metric]:
+    """Tell how well the scores, and their rival, find the captions that were swapped."""
+    by_scorer = values["auroc_of"] or {}
+    perfect = "0.5 is chance, 1 is perfect"
+    yield Metric("AUROC of the mean mimic score", by_scorer.get("mimic"), perfect)
+    yield Metric("AUROC of the reference’s CLIP score", by_scorer.get(SCORER), perfect)
+    if values["auroc"] != by_scorer.get("mimic"):
+        yield Metric("AUROC of both, combined", values["auroc"], perfect)
 
 
 def _of_quality(quality: Mapping[str, Any] | None) -> list[Metric]:
@@ -185,6 +199,13 @@ def notes_on_pairs(values: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"The scores tell swapped captions from others with AUROC {values['auroc']:.3f}, where "
             "0.5 is chance: do not trust the selection, and suspect the reference."
+        )
+    rivals = values["auroc_of"] or {}
+    mean = values["auroc"] if values["aggregate"] == "mean" else None
+    if mean is not None and (rivals.get(SCORER) or 0) > mean + 0.01:
+        notes.append(
+            "The reference’s own CLIP score tells swapped captions from others better, with AUROC "
+            f"{rivals[SCORER]:.3f}: give aggregate: stacked, which combines both."
         )
     quality = values["quality"]
     if values["auroc"] is None and quality is not None and quality["auroc"]:
@@ -237,9 +258,29 @@ def write_values(path: Path, values: Mapping[str, Any], config: ClipConfig) -> N
         file.write(text.encode())
 
 
+def _means(log: LogReader, scorer: str, *, canaries: bool) -> dict[Any, float]:
+    """Return the mean score of each sample, or of each canary."""
+    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
+    rows = log.scan(["sample_id", "score"], kind & (pc.field("scorer") == scorer))
+    rows = rows.group_by("sample_id").aggregate([("score", "mean")])
+    return dict(zip(rows["sample_id"].to_pylist(), rows["score_mean"].to_pylist(), strict=True))
+
+
+def _by_scorer(log: LogReader, bad: frozenset[str]) -> dict[str, float | None]:
+    """Return the AUROC of each scorer's mean scores."""
+    found = {}
+    for scorer in ("mimic", SCORER):
+        means = _means(log, scorer, canaries=False)
+        if means:
+            flags = np.array([sample_id in bad for sample_id in means])
+            found[scorer] = auroc(np.array([*means.values()]), flags)
+    return found
+
+
 def _by_epoch(log: LogReader, bad: frozenset[str]) -> dict[int, float | None]:
-    """Return the AUROC of each epoch's scores alone."""
-    rows = log.scan(["sample_id", "epoch", "score"], pc.field("canary").is_null())
+    """Return the AUROC of each epoch's mimic scores alone."""
+    real = pc.field("canary").is_null() & (pc.field("scorer") == "mimic")
+    rows = log.scan(["sample_id", "epoch", "score"], real)
     flags = np.array([sample_id in bad for sample_id in rows["sample_id"].to_pylist()])
     epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
     return {

@@ -123,7 +123,7 @@ def _figures(
             "R@10 after each epoch, averaged over both directions; higher is better.",
         ),
         (
-            histogram_figure(means.samples, means.canaries, bad, _threshold(selection)),
+            histogram_figure(means.samples, means.canaries, bad, _threshold(selection, means)),
             "Mean mimic scores of the pairs, and of canaries: pictures with another one’s caption.",
         ),
         (
@@ -133,9 +133,9 @@ def _figures(
     ]
 
 
-def _threshold(selection: Selection) -> float | None:
+def _threshold(selection: Selection, means: Means) -> float | None:
     """Return the lowest score that is kept, where nothing above it is removed."""
-    scores = selection.table["score"].to_numpy()
+    scores = means.samples
     keep = selection.table["keep"].to_numpy(zero_copy_only=False)
     if keep.all() or not keep.any() or scores[~keep].max() > scores[keep].min():
         return None

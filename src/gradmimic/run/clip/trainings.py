@@ -15,10 +15,11 @@ from gradmimic.canaries import Canaries, enough
 from gradmimic.curate import Selection
 from gradmimic.curate.lookup import KeptIds
 from gradmimic.direction import Params
-from gradmimic.errors import DataError
+from gradmimic.errors import ConfigError, DataError
 from gradmimic.log import ScoreLog
 from gradmimic.pair_model import PairModel
 from gradmimic.reweight import GradMimic
+from gradmimic.run.clip.beside import log_clip_scores
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.planted import Planted, Swapped, plant
 from gradmimic.run.clip.pool import Held
@@ -108,6 +109,22 @@ class Trainings:
             self.reference = tests.measure(better.whole.model)
         return better
 
+    def has_clip_scores(self, data: Pairs, better: Better) -> bool:
+        """Tell whether the reference scores every pair by itself: it is whole, and they are held.
+
+        Raises:
+            ConfigError: it does not, and the selection is to be made of that too.
+        """
+        whole = better.whole
+        found = isinstance(data, Held) and whole is not None and _fed_alike(self.pair, whole)
+        if self.config.aggregate == "stacked" and not found:
+            raise ConfigError(
+                "aggregate is stacked, which combines the mimic score with the reference's CLIP "
+                "score. That takes pairs that fit in memory, and a reference with both towers of "
+                f"{self.config.model}. Leave it out, or use gradmimic score."
+            )
+        return found
+
     def plain(self, data: Pairs) -> None:
         """Train on the plain mean of all pairs."""
         self._fit("plain", data, self._ends(data))
@@ -119,9 +136,11 @@ class Trainings:
             self.curves[stage], facts = done
             self.steps[stage], self.overtaken = facts["steps"], facts["overtaken"]
             return
+        beside = self.has_clip_scores(data, better)
         training = self._begin(self.pair)
         state = self.states.resume(stage, training)
         self.states.cut_log(state)
+        canaries = self._canaries(data, training.at.step)
         with ScoreLog(self.out / "log", config=config.as_dict(), seed=config.seed) as log:
             mimic = self._mimic(training.pair, better, log)
             if state:
@@ -133,10 +152,13 @@ class Trainings:
                 ends=ends,
                 measure=self.tests.measure,
                 mimic=mimic,
-                canaries=self._canaries(data, training.at.step),
+                canaries=canaries,
                 on_step=self._bar(stage, training, ends),
                 on_round=lambda: self.states.keep(stage, training, mimic, log),
             )
+            if beside and isinstance(data, Held) and better.whole is not None:
+                planted = canaries.pairs if isinstance(canaries, Planted) else None
+                log_clip_scores(log, better.whole, data, planted, training.at.step)
         self.overtaken = mimic.overtaken
         self.states.finish(stage, training, steps=training.at.step, overtaken=self.overtaken)
         self.curves[stage], self.steps[stage] = training.curve, training.at.step
