@@ -19,6 +19,7 @@ from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.models import load_weights, open_pair_model, read_pair_reference
 
 _OTHER = 7_919  # added to the seed, for other initial weights than the model's
+_CAPTIONS = ["Two dogs on a beach, 1987.", "naïve façade – 漢字 🙂", "the " * 100]
 Tower = Literal["image", "text"]
 
 
@@ -150,6 +151,22 @@ def lock(pair: PairModel, tower: Tower) -> None:
     for parameter, part in zip(parameters, parts, strict=True):
         if part is not None:
             parameter.requires_grad_(False)
+
+
+def fed_alike(one: PairModel, other: PairModel) -> bool:
+    """Tell whether two models make the same of pictures and captions, by what they make of some."""
+    if one.transform == other.transform and one.tokenize == other.tokenize:
+        return True
+    from PIL import Image
+
+    picture = Image.radial_gradient("L").resize((90, 70)).convert("RGB")
+    prepared = one.transform(picture), other.transform(picture)
+    tokens = one.tokenize(_CAPTIONS), other.tokenize(_CAPTIONS)
+    return (
+        torch.equal(*prepared)
+        and tokens[0].keys() == tokens[1].keys()
+        and all(torch.equal(own, tokens[1][name]) for name, own in tokens[0].items())
+    )
 
 
 def _whole(source: str, pair: PairModel) -> PairModel | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from gradmimic.canaries import Canaries, enough
 from gradmimic.curate import Selection
 from gradmimic.curate.lookup import KeptIds
-from gradmimic.direction import Params
+from gradmimic.direction import Params, choose
 from gradmimic.errors import ConfigError, DataError
 from gradmimic.log import ScoreLog
 from gradmimic.pair_model import PairModel
@@ -26,6 +26,7 @@ from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.prepare import (
     Better,
     as_better,
+    fed_alike,
     other_start,
     picked_alignment,
     read_better,
@@ -44,6 +45,7 @@ from gradmimic.run.clip.train import (
     start,
     train,
 )
+from gradmimic.trial import pick_alignment
 
 _ENGINE = "forward"  # the one for losses of which each depends on the whole batch
 _PRINTED = {"reweighted": "re-weighted"}
@@ -88,6 +90,7 @@ class Trainings:
 
         Raises:
             ReferenceMismatchError, AlignmentError: it does not.
+            DirectionError: it is the model itself.
         """
         if self.config.reference is None:
             return None
@@ -104,7 +107,7 @@ class Trainings:
             better = as_better(self._trained_reference(inputs.train, inputs.trusted))
             self._align(better)
         if better.whole is not None:
-            alike = _fed_alike(self.pair, better.whole)
+            alike = fed_alike(self.pair, better.whole)
             tests = self.tests if alike else open_tests(self.config, better.whole)
             self.reference = tests.measure(better.whole.model)
         return better
@@ -116,7 +119,7 @@ class Trainings:
             ConfigError: it does not, and the selection is to be made of that too.
         """
         whole = better.whole
-        found = isinstance(data, Held) and whole is not None and _fed_alike(self.pair, whole)
+        found = isinstance(data, Held) and whole is not None and fed_alike(self.pair, whole)
         if self.config.aggregate == "stacked" and not found:
             raise ConfigError(
                 "aggregate is stacked, which combines the mimic score with the reference's CLIP "
@@ -178,6 +181,10 @@ class Trainings:
         """Decide how a reference is brought near, and check that it can be."""
         self.aligned = picked_alignment(self.config, self.pair, self.params, better.weights)
         self._mimic(self.pair, better, None)
+        subset = choose(self.pair.model, self.params)
+        toward = pick_alignment(self.aligned, self.pair.model, subset, better.weights)
+        if (v := toward.direction()) is not None:
+            _ = v.norm  # raises where the reference is the model itself
 
     def _trained_reference(self, data: Pool, trusted: Held) -> PairModel:
         other = other_start(self.config, self.pair)
@@ -251,8 +258,3 @@ class Trainings:
         if isinstance(data, Held):
             return Planted(plant(data, rate, seed), data.steps(0), step)
         return Swapped(Canaries(rate or enough(len(data)), seed=seed))
-
-
-def _fed_alike(one: PairModel, other: PairModel) -> bool:
-    """Tell whether two models take the same pictures and tokens."""
-    return one.transform == other.transform and one.tokenize == other.tokenize
