@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stage2_logs import logged
+from stage2_logs import logged, names
 
 from gradmimic.curate import Selection, select
 from gradmimic.errors import ConfigError, DataError, MissingExtraError
@@ -69,6 +69,42 @@ def test_several_scorers_voters_and_unknown_epochs(spark):
     same(spark, log, aggregate="one_coin", scorer=names[1], voters={"other": some})
     unknown = log.set_column(1, "epoch", pa.nulls(len(log), pa.int32()))
     same(spark, unknown, aggregate="majority", scorer=names[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ids", ["hex", "odd"])
+def test_conditions_and_rankings_over_metadata(spark, tmp_path, ids):
+    log = logged(ids=ids, scorers=["mimic", "clip"], canaries=True)
+    known = [*names(ids, 300)[5:], names(ids, 300)[9], "f" * 32]
+    chance = np.random.default_rng(0)
+    table = {
+        "uid": known,
+        "text": [None, *("it's " * k for k in chance.integers(0, 4, len(known) - 1))],
+        "width": chance.integers(100, 400, len(known)),
+        "clip_l14": chance.integers(0, 20, len(known)) / 20,
+        "face_bboxes": [[[0.1]] * k for k in chance.integers(0, 3, len(known))],
+    }
+    pq.write_table(pa.table(table), tmp_path / "metadata.parquet")
+    where = (
+        "length(text) > 5 and text like '%it''s%' and width between 120 and 390 "
+        "and length(face_bboxes) < 2 and least(width / 3, 100) % 7 >= 0 and clip > -2"
+    )
+    options = {"metadata": tmp_path, "where": where, "drop_bottom": {"mimic": 0.1, "clip": 0.1}}
+    found = same(spark, log, "calibrated", top={"clip_l14": 0.7}, **options)
+    assert 0 < len(found.kept) < 150
+    assert len(found.reasons()) > 6
+    same(spark, log, aggregate="majority", top={"clip": 0.5}, metadata=tmp_path, where="width > 0")
+
+
+@pytest.mark.slow
+def test_combined_scorers(spark):
+    log = logged(scorers=["mimic", "clip"], canaries=True, epochs=1)
+    options = {"scorer": ["mimic", "clip"], "aggregate": "stacked"}
+    here, there = select(log, **options), select(log, **options, backend=spark)
+    assert here.notes == there.notes
+    assert here.table["keep"].equals(there.table["keep"])
+    scores = (found.table["score"].to_numpy() for found in (here, there))
+    np.testing.assert_allclose(*scores, rtol=1e-12)  # the engines' logarithms may differ
 
 
 @pytest.mark.slow

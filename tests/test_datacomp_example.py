@@ -93,3 +93,19 @@ def test_flickr8k_makes_a_pool(shared_data, tmp_path):
 def test_the_example_stays_short():
     for script in FOLDER.glob("*.py"):
         assert len(script.read_text().splitlines()) < 100
+
+
+def test_the_filters_of_the_page_on_scales_select_something(tmp_path):
+    from gradmimic.cli.select import _shares
+
+    run(f"{commands()[0]} --drawn 400", tmp_path)
+    metadata = tmp_path / "runs" / "datacomp" / "metadata"
+    page = (FOLDER.parents[1] / "docs" / "datacomp.md").read_text()
+    conditions = re.findall(r'--where "([^"]+)"', page)
+    assert len(conditions) >= 3
+    for condition in conditions:
+        small = condition.replace("200", "60")  # as the drawn pictures are
+        kept = Selection.from_metadata(metadata, where=small).kept
+        assert 100 < len(kept) <= 200
+    for option, text in re.findall(r"(--top|--drop-bottom) ([a-z0-9_]+:0\.\d+)", page):
+        assert _shares(option, [text])

@@ -40,6 +40,16 @@ def test_files_folders_patterns_and_urls(folder, source):
     assert Selection.from_metadata(sources, score="w").above(30).kept.tolist() == IDS[30:].tolist()
 
 
+def test_a_column_of_empty_lists_alone_is_one_of_lists(tmp_path):
+    table = TABLE.append_column("face_bboxes", pa.array([[]] * 59 + [None]))
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    found = Selection.from_metadata(tmp_path, where="length(face_bboxes) = 0")
+    assert found.removed.tolist() == [IDS[59]]
+    assert (
+        found.reasons()["removed: a value is missing to tell whether length(face_bboxes) = 0"] == 1
+    )
+
+
 def test_any_url_that_fsspec_opens():
     with fsspec.open("memory://pool/a.parquet", "wb") as file:
         pq.write_table(TABLE, file)

@@ -59,6 +59,7 @@ def write_shard(folder, first, pairs, chance):
             url, digest = f"https://example.org/{uid}.jpg", hashlib.sha256(image).hexdigest()
             rows.append((uid, url, text, *size, clip - 0.01, clip, [], digest))
     columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    columns["face_bboxes"] = pa.array(columns["face_bboxes"], pa.list_(pa.list_(pa.float64())))
     pq.write_table(pa.table(columns), folder / "metadata" / f"{name}.parquet")
     stats = json.dumps({"count": len(pairs), "successes": len(pairs)})
     (folder / "shards" / f"{name}_stats.json").write_text(stats)

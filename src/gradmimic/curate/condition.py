@@ -124,13 +124,21 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "t": ("a text", lambda kind: kind.is_string()),
     "n": ("a number", lambda kind: kind.is_numeric()),
     "b": ("a condition", lambda kind: kind.is_boolean()),
-    "l": ("a text or a list", lambda kind: kind.is_string() or kind.is_array()),
+    # A column of empty lists alone has a type of its own, which Ibis does not know.
+    "l": (
+        "a text or a list",
+        lambda kind: kind.is_string() or kind.is_array() or kind.is_unknown(),
+    ),
     "a": ("any value", lambda kind: True),
 }
 
 
 def _among(value: Any, *others: Any) -> Any:
     return reduce(operator.or_, [value == other for other in others])
+
+
+def _length(value: Any) -> Any:
+    return (value.cast("array<string>") if value.type().is_unknown() else value).length()
 
 
 def _least(*values: Any) -> Any:
@@ -177,8 +185,8 @@ _OPERATIONS: "dict[type[exp.Expr], _Operation]" = {
     exp.StartsWith: _Operation("tt", lambda text, part: text.startswith(part)),
     exp.EndsWith: _Operation("tt", lambda text, part: text.endswith(part)),
     exp.Split: _Operation("tt", lambda text, by: text.split(by)),
-    exp.Length: _Operation("l", lambda value: value.length()),
-    exp.ArraySize: _Operation("l", lambda value: value.length()),
+    exp.Length: _Operation("l", _length),
+    exp.ArraySize: _Operation("l", _length),
     exp.Lower: _Operation("t", lambda text: text.lower()),
     exp.Upper: _Operation("t", lambda text: text.upper()),
     exp.Trim: _Operation("t", lambda text: text.strip()),
