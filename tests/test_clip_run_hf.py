@@ -44,9 +44,7 @@ def test_a_reference_of_another_width_is_turned(folder, tmp_path):
 def test_a_tower_is_locked_and_training_goes_on(folder, tmp_path):
     keys = {"model": f"hf:{folder}/clip", "start": "pretrained", "lock": "image", "lr": 0.01}
     out = {"out": str(tmp_path / "run"), "image_size": ...}
-    with pytest.raises(
-        DirectionError, match="The direction is zero: the reference"
-    ):
+    with pytest.raises(DirectionError, match="The direction is zero: the reference"):
         run_pairs(folder, **{**keys, **READ, **out}, reference=f"hf:{folder}/clip")
     assert not (tmp_path / "run").exists()
     run_pairs(folder, **keys, **out, epochs=1, workers=1)
