@@ -11,7 +11,7 @@ import torch
 from clip_runs import POOL, TEST, TRUSTED, clip_keys, pairs, run_pairs, write_pools, write_tar
 
 from gradmimic import ScoreLog
-from gradmimic.errors import ConfigError
+from gradmimic.errors import AlignmentError, ConfigError
 from gradmimic.run.clip import pool, read, sets
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.job import OUTPUTS, run_clip
@@ -176,10 +176,10 @@ def test_an_infinite_temperature_is_plain_training(folder):
 
 def test_the_reference_starts_where_it_is_asked_to(folder):
     metrics, _ = run_pairs(folder)
-    assert metrics["align"] == "none"
+    assert metrics["align"] == "transport"
     same = weights(folder / "run/reference.pt")
     metrics, _ = run_pairs(folder, reference_start="other", out=str(folder / "other"))
-    assert metrics["align"] == "rotation"
+    assert metrics["align"] == "transport"
     start = open_pair_model("small", image_size=16).model.state_dict()
     near = [
         float((own["image_projection.weight"] - start["image_projection.weight"]).norm())
@@ -201,6 +201,46 @@ def test_a_run_goes_on_from_the_weights_of_another(folder):
     whole = open_pair_model("small", image_size=16)
     load_weights(whole, str(folder / "next" / "reweighted.pt"))
     assert not (folder / "next" / "reference.pt").exists()
+
+
+@pytest.mark.parametrize(("seed", "align"), [(0, "none"), (1, "rotation")])
+def test_from_weights_that_exist_a_reference_is_turned_unless_it_is_near(folder, seed, align):
+    for own in (0, seed):
+        model = open_pair_model("small", image_size=16, seed=own).model
+        with torch.no_grad():
+            model.image_projection.weight.mul_(1 + own + 0.1 * (own == seed))
+        torch.save(model.state_dict(), folder / f"{own}.pt")
+    torch.save(open_pair_model("small", image_size=16).model.state_dict(), folder / "start.pt")
+    more = {"trusted": ..., "reference_epochs": ..., "epochs": 1}
+    weights = {"start": f"{folder}/start.pt", "reference": f"{folder}/{seed}.pt"}
+    metrics, _ = run_pairs(folder, **more, **weights)
+    assert metrics["align"] == align
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"params": "image"}, "it takes both last projections, and nothing else"),
+        ({"params": "all"}, "it takes both last projections, and nothing else"),
+        ({"reference": "projections.pt"}, "the reference has no towers of its own"),
+    ],
+)
+def test_a_reference_that_cannot_be_transported(folder, changes, why):
+    towers = open_pair_model("small", image_size=16, seed=1).model.state_dict()
+    projections = {name: own for name, own in towers.items() if "projection" in name}
+    torch.save(projections, folder / "projections.pt")
+    if "reference" in changes:
+        given = {"trusted": ..., "reference_epochs": ...}
+        changes = {**given, "reference": str(folder / "projections.pt")}
+    with pytest.raises(AlignmentError, match=f"transport' is not possible: {why}"):
+        run_pairs(folder, **changes, align="transport")
+
+
+def test_transport_finds_bad_pairs_from_any_start(folder):
+    keys = {"reference_start": "other", "epochs": 6, "reference_epochs": 20}
+    transported, _ = run_pairs(folder, **keys)
+    turned, _ = run_pairs(folder, **keys, align="rotation", out=str(folder / "turned"))
+    assert transported["auroc"] > 0.8 > turned["auroc"]
 
 
 def test_a_locked_tower_does_not_move(folder):

@@ -33,12 +33,21 @@ def weights(out, name):
 def test_a_reference_of_another_width_is_turned(folder, tmp_path):
     metrics, _ = run_pairs(
         folder, **READ, model=f"hf:{folder}/clip", reference=f"hf:{folder}/wider",
-        out=str(tmp_path / "run"),
+        out=str(tmp_path / "run"), start="pretrained",
     )  # fmt: skip
     assert metrics["align"] == "rotation"
     assert metrics["reference"]["retrieval"]["R@10"] > 0  # its own width, measured by itself
     assert metrics["auroc_of"].keys() == {"mimic", "clip"}
     assert float(weights(tmp_path / "run", "plain")["logit_scale"]) <= 4.6052
+
+
+def test_from_scratch_it_is_transported(folder, tmp_path):
+    metrics, table = run_pairs(
+        folder, **{**READ, "epochs": 3}, model=f"hf:{folder}/clip",
+        reference=f"hf:{folder}/wider", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert metrics["align"] == "transport"
+    assert len(table) == metrics["samples"]
 
 
 def test_a_tower_is_locked_and_training_goes_on(folder, tmp_path):

@@ -355,8 +355,8 @@ class GradMimic(Joining):
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned so far, to go on exactly from here with the model's weights.
 
-        Step, temperature, posterior, fading, and how a reference was turned; what ``"auto"``,
-        ``"transport"`` and ``"outputs"`` learn is learned anew in their first steps.
+        Step, temperature, posterior, fading, and how a reference was turned or transported; what
+        ``"auto"`` and ``"outputs"`` learn is learned anew in their first steps.
 
         Example:
             >>> model, better = nn.Linear(1, 2), nn.Linear(1, 2)

@@ -122,6 +122,7 @@ class Transport:
         torch.Size([2, 1])
     """
 
+    LEARNED = ("_statistics", "_target", "_steps", "_next", "missing")
     name = "transport"
     first = FIRST  # passes that it learns from before the first direction
 
@@ -197,6 +198,18 @@ class Transport:
         if self._learned_anywhere(known):  # of unknown samples nothing is learned
             self._steps += 1
         return known
+
+    @property
+    def _statistics(self) -> dict[str, list[Any]]:
+        """A, B and n of each layer, as plain data."""
+        return {name: [fit.a, fit.b, fit.n] for name, fit in self._fits.items()}
+
+    @_statistics.setter
+    def _statistics(self, told: Mapping[str, list[Any]]) -> None:
+        self._fits = {}
+        for name, (a, b, n) in told.items():
+            fit = self._fits[name] = Ridge(0, 0, a.device)
+            fit.a, fit.b, fit.n = a, b, n
 
     def _learned_anywhere(self, known: Tensor | None) -> bool:
         if isinstance(self._outputs, nn.Module):

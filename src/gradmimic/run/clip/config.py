@@ -66,11 +66,13 @@ class ClipConfig:
         "Reference",
         "Passes over the trusted pairs; default: as many steps as the training takes.",
     )
-    align: Literal["auto", "none", "rotation"] = key(
+    align: Literal["auto", "none", "rotation", "transport"] = key(
         "auto",
         "Reference",
-        "How the reference is brought near: its projections turned together (rotation), its "
-        "weights as they are (none), or turned unless they are near already (auto).",
+        "How the reference is brought near: its weights as they are (none), its projections turned "
+        "together (rotation), or the projections that it would have here, from what it says of the "
+        "same pairs (transport). auto: transport where everything is trained from scratch and the "
+        "reference has both towers, else rotation unless it is near already.",
     )
     noise_rate: float = key(
         0.0, "Noise", "The share of pairs whose captions are swapped on purpose, to measure with."

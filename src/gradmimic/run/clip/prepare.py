@@ -1,7 +1,8 @@
 """What every training of a run on pairs starts from: initial weights, and a better model's.
 
 reference     trained on the trusted pairs, or read
-align         none where turning it would gain little, else rotation
+align         transport where the layers below the projections are trained from scratch,
+              else none where turning it would gain little, else rotation
 """
 
 from copy import deepcopy
@@ -10,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from gradmimic.align import scored_linears
 from gradmimic.direction import Params, choose
 from gradmimic.errors import AlignmentError, ConfigError, ReferenceMismatchError
 from gradmimic.pair_model import PairModel
@@ -20,6 +22,7 @@ from gradmimic.run.clip.models import load_weights, open_pair_model, read_pair_r
 
 _OTHER = 7_919  # added to the seed, for other initial weights than the model's
 _CAPTIONS = ["Two dogs on a beach, 1987.", "naïve façade – 漢字 🙂", "the " * 100]
+Align = Literal["none", "rotation", "transport"]
 Tower = Literal["image", "text"]
 
 
@@ -105,28 +108,51 @@ def as_better(trained: PairModel) -> Better:
     return Better(replace(weights, projections=projections, fixed=trained.fixed), trained)
 
 
-def picked_alignment(
-    config: ClipConfig, pair: PairModel, params: Params, weights: Reference
-) -> Literal["none", "rotation"]:
-    """Decide how the reference is brought near: turned, unless it is near already.
+def picked_alignment(config: ClipConfig, pair: PairModel, params: Params, better: Better) -> Align:
+    """Decide how the reference is brought near.
 
     Args:
         config: the run's configuration; what it names is taken.
         pair: the model at its initial weights.
         params: the scored parameters.
-        weights: the reference.
+        better: the reference.
 
     Raises:
         ReferenceMismatchError: it does not fit the model.
-        AlignmentError: it is not near, and cannot be turned.
+        AlignmentError: what is asked for cannot be.
     """
+    if config.align == "transport" and (why := _not_transported(pair, params, better)):
+        raise AlignmentError(
+            f"align='transport' is not possible: {why}. Leave align out, or give align: rotation."
+        )
     if config.align != "auto":
         return config.align
+    if config.start == "scratch" and _not_transported(pair, params, better) is None:
+        return "transport"
+    weights = better.weights
     try:
         near = nearness(pair.model, choose(pair.model, params), weights)
     except AlignmentError:  # nothing that can be turned is scored
         return "none"
     return "none" if weights.fixed or near > NEAR else "rotation"
+
+
+def _not_transported(pair: PairModel, params: Params, better: Better) -> str | None:
+    """Say why a reference cannot be transported; None where it can."""
+    if pair.fixed:
+        return pair.fixed
+    if better.whole is None:
+        return "the reference has no towers of its own that could be asked about the pairs"
+    if not fed_alike(pair, better.whole):
+        return "the reference takes other pictures or tokens than the model"
+    subset = choose(pair.model, params)
+    if pair.forward is None or set(subset.parameters) != set(pair.scored()):
+        return "it takes both last projections, and nothing else, as the scored parameters"
+    try:
+        scored_linears(subset, "transport")
+    except AlignmentError as error:
+        return str(error)
+    return None
 
 
 def lock(pair: PairModel, tower: Tower) -> None:

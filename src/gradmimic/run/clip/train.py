@@ -6,7 +6,7 @@ plain and re-weighted see the same batches in the same order; the loss is the mo
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -173,6 +173,31 @@ def train(
             on_round()
         at.epoch, at.round = at.epoch + 1, 0
     return curve
+
+
+@torch.no_grad()
+def settle(training: Training, data: Pool, mimic: GradMimic, passes: int) -> None:
+    """Let an alignment learn from the first batches before anything is trained or scored.
+
+    Args:
+        training: at its start; its weights stay as they are.
+        data: what it will learn from.
+        mimic: at its start.
+        passes: batches that the alignment needs.
+    """
+    pair, model = training.pair, training.model.eval()
+    device = next(model.parameters()).device
+    left = passes
+    while left:
+        before = left
+        for batch in islice((own for _, some in data.rounds(0) for own in some), left):
+            with mimic:
+                losses = pair.losses(pair.embed(model, on_device(batch, device)))
+            mimic.weigh(losses, batch.ids)
+            left -= 1
+        if left == before:
+            return  # there is no batch
+    mimic.step = 0
 
 
 def epoch_ends(data: Pool, epochs: int) -> list[int]:

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradmimic.canaries import Canaries, enough
 from gradmimic.curate import Selection
@@ -18,12 +18,15 @@ from gradmimic.direction import Params, choose
 from gradmimic.errors import ConfigError, DataError
 from gradmimic.log import ScoreLog
 from gradmimic.pair_model import PairModel
+from gradmimic.reference import Reference
 from gradmimic.reweight import GradMimic
+from gradmimic.run.clip.answers import Answers
 from gradmimic.run.clip.beside import log_clip_scores
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.planted import Planted, Swapped, plant
 from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.prepare import (
+    Align,
     Better,
     as_better,
     fed_alike,
@@ -42,9 +45,11 @@ from gradmimic.run.clip.train import (
     Training,
     epoch_ends,
     no_canaries,
+    settle,
     start,
     train,
 )
+from gradmimic.transport import FIRST
 from gradmimic.trial import pick_alignment
 
 _ENGINE = "forward"  # the one for losses of which each depends on the whole batch
@@ -78,7 +83,7 @@ class Trainings:
     curves: dict[str, Curve] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
-    aligned: Literal["none", "rotation"] = "none"
+    aligned: Align = "none"
     overtaken: int | None = None
 
     def __post_init__(self) -> None:
@@ -145,7 +150,12 @@ class Trainings:
         self.states.cut_log(state)
         canaries = self._canaries(data, training.at.step)
         with ScoreLog(self.out / "log", config=config.as_dict(), seed=config.seed) as log:
-            mimic = self._mimic(training.pair, better, log)
+            toward = self._toward(better)
+            mimic = self._mimic(training.pair, toward, log)
+            if isinstance(toward, Answers):
+                training.pair = toward.beside(training.pair)
+                if not state:
+                    settle(training, data, mimic, FIRST)
             if state:
                 mimic.load_state_dict(state["mimic"])
             ends = self._ends(data)
@@ -179,12 +189,19 @@ class Trainings:
 
     def _align(self, better: Better) -> None:
         """Decide how a reference is brought near, and check that it can be."""
-        self.aligned = picked_alignment(self.config, self.pair, self.params, better.weights)
-        self._mimic(self.pair, better, None)
+        self.aligned = picked_alignment(self.config, self.pair, self.params, better)
+        self._mimic(self.pair, self._toward(better), None)
         subset = choose(self.pair.model, self.params)
-        toward = pick_alignment(self.aligned, self.pair.model, subset, better.weights)
+        toward = pick_alignment(self.aligned, self.pair.model, subset, self._toward(better))
         if (v := toward.direction()) is not None:
             _ = v.norm  # raises where the reference is the model itself
+
+    def _toward(self, better: Better) -> Reference | Answers:
+        """Return the reference as it is brought near: its weights, or what it says."""
+        if self.aligned != "transport":
+            return better.weights
+        assert better.whole is not None  # noqa: S101  or it would not be transported
+        return Answers(better.whole, self.pair)
 
     def _trained_reference(self, data: Pool, trusted: Held) -> PairModel:
         other = other_start(self.config, self.pair)
@@ -237,11 +254,13 @@ class Trainings:
             on_step(training.at.step)
         return on_step
 
-    def _mimic(self, pair: PairModel, better: Better, log: ScoreLog | None) -> GradMimic:
+    def _mimic(
+        self, pair: PairModel, toward: Reference | Answers, log: ScoreLog | None
+    ) -> GradMimic:
         config = self.config
         return GradMimic(
             pair.model,
-            better.weights,
+            toward,
             params=self.params,
             align=self.aligned,
             temperature=1.0 if config.weighting == "posterior" else config.tau,
