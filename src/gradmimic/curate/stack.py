@@ -11,9 +11,10 @@ negative, since a scorer's higher scores are the better ones: where canaries fin
 scorer is left out. Beyond three spreads z grows like a logarithm, so that one wild number decides
 nothing; a sample that a scorer has not seen counts as its median.
 
-The combination must earn its place: fitted without one fold after the other and judged on that
-fold, it has to beat the best scorer alone, by more than one standard error of its gains there. Else
-that scorer is taken, as it is.
+λ = 3 / c, as of few canaries c weights are not known well. The combination is judged on folds that
+it was not fitted to. Only where the best scorer alone is better there by more than two standard
+errors, or no other has a weight, is one scorer taken, as it is: which of several good ones is best,
+few canaries do not tell.
 
 Canaries speak for bad samples only where both are treated alike. A model that was trained on the
 samples knows bad ones by heart, and canaries not: by its own scores it tells canaries from samples
@@ -35,7 +36,8 @@ from gradmimic.separation import auroc
 BEND = 3.0  # spreads from the median to where z bends
 _FOLDS = 5
 _NORMAL = 1.4826  # median distances in a standard deviation of a normal distribution
-_RIDGE = 1e-3  # of the weights, so that canaries without overlap leave them finite
+_RIDGE, _LEAST_RIDGE = 3.0, 1e-4  # of the weights, for one canary and for any number
+_DOUBT = 2.0  # standard errors by which one scorer alone has to be better than all together
 _KNOWING, _TELLING = 0.65, 0.82  # AUROCs that a witness needs, with bad samples and without
 _MARGIN = 0.05  # between noise rates that contradict each other
 _STEPS, _SWEEPS, _TOLERANCE = 50, 200, 1e-10
@@ -54,7 +56,7 @@ class Stack:
         auroc: by scorer, how well it alone tells samples from canaries: 1 is perfect, 0.5 chance,
             less than 0.5 inverted.
         combined: the same for the combination, on folds that it was not fitted to.
-        chosen: None for the combination, else the name of the scorer that is as good.
+        chosen: None for the combination, else the name of the scorer that is better.
         left_out: by scorer that is not believed, why.
     """
 
@@ -89,7 +91,7 @@ class Stack:
             >>> chance = np.random.default_rng(0)
             >>> good, bad = chance.normal(1, 1, (500, 2)), chance.normal(0, 1, (500, 2))
             >>> stack(good, bad, ["mimic", "clip"]).why
-            'combined 0.895 mimic + 1.04 clip: canary AUROC 0.833, alone mimic 0.729, clip 0.773'
+            'combined 0.86 mimic + 1 clip: canary AUROC 0.833, alone mimic 0.729, clip 0.773'
         """
         alone = ", ".join(f"{name} {area:.3f}" for name, area in self.auroc.items())
         alone += "".join(f"; left out {name}: {reason}" for name, reason in self.left_out.items())
@@ -119,8 +121,8 @@ def stack(
         seed: deals samples and canaries to the folds.
 
     Returns:
-        The combination, or the best scorer where that is as good on folds the combination was not
-        fitted to. Call it with scores ``[n, k]`` for one score each.
+        The combination, or the best scorer where that is surely better. Call it with scores
+        ``[n, k]`` for one score each.
 
     Raises:
         DataError: the shapes do not fit each other, a score is infinite, there are fewer than five
@@ -159,10 +161,10 @@ def stack(
         judged[inside] = z[inside] @ _fit(z[~inside], wrong[~inside])[0]
     together = _areas(judged, wrong, fold)
     gains = together - areas[names.index(best)]  # [folds]
-    chosen = None if gains.mean() > gains.std(ddof=1) / _FOLDS**0.5 else best
     weights, bias = _fit(z, wrong)
-    if chosen is not None:
-        weights, bias = (np.array(names) == best).astype(np.float64), 0.0
+    chosen = None
+    if (weights > 0).sum() <= 1 or gains.mean() < -_DOUBT * gains.std(ddof=1) / _FOLDS**0.5:
+        chosen, weights, bias = best, (np.array(names) == best).astype(np.float64), 0.0
     combined = float(together.mean())
     return Stack(names, weights, bias, center, scale, alone, combined, chosen, left_out)
 
@@ -171,7 +173,8 @@ def _fit(z: FloatArray, wrong: BoolArray) -> tuple[FloatArray, float]:
     """Return w ≥ 0 and b: Newton's method, each step a bounded quadratic problem."""
     share = np.where(wrong, 1 / wrong.sum(), 1 / (~wrong).sum())  # [n + c], both sides alike
     design = np.column_stack([z, np.ones(len(z))])  # [n + c, k + 1]
-    ridge = np.r_[np.full(z.shape[1], 2 * _RIDGE), 0.0]
+    decay = max(_RIDGE / min(wrong.sum(), (~wrong).sum()), _LEAST_RIDGE)
+    ridge = np.r_[np.full(z.shape[1], 2 * decay), 0.0]
     sign = np.where(wrong, -1.0, 1.0)
 
     def loss(theta: FloatArray) -> float:
