@@ -92,6 +92,10 @@ def test_where_nothing_is_that_is_said(folder, source, error, message):
         ({"where": "w > 3", "metadata_id": "id"}, "the join with the metadata needs a column 'id'"),
         ({"where": "w > 3", "metadata_id": "w"}, "has string sample ids, but .* 'w' is int64"),
         ({"where": "w > 3; drop table x"}, "cannot read the condition"),
+        (
+            {"where": "w > 3", "metadata_id": "text"},
+            "know none of the 60 samples, such as '[0-9a-f]{32}'",
+        ),
     ],
 )
 def test_what_cannot_be_asked_of_metadata(folder, options, message):

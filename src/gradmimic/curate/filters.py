@@ -289,12 +289,19 @@ def _ranking(
 def _compared(
     engine: "Engine", judged: "ir.Table", digest: "ir.Table", metadata: "ir.Table"
 ) -> list[str]:
-    """Say what the log and the metadata do not have in common."""
+    """Say what the log and the metadata do not have in common; refuse if that is everything."""
     both = judged.semi_join(digest, judged.key == digest.other_key)
     samples, matched, known, rows = (
         engine.fetch(table.count().as_table())[0][0].as_py()
         for table in (judged, both, digest, metadata)
     )
+    if samples and not matched:
+        first = judged.select(id=engine.unpacked(judged.key)).limit(1)
+        raise ConfigError(
+            f"the metadata know none of the {samples:,} samples, such as "
+            f"{engine.fetch(first)['id'][0].as_py()!r}. Pass the metadata of these samples, and "
+            "name the column that holds the ids that were logged."
+        )
     named = engine.fetch(digest.agg(rows=digest.times.sum()))["rows"][0].as_py() or 0
     told = {
         f"of {samples:,} samples are not in the metadata, and were removed": samples - matched,
