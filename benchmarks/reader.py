@@ -5,14 +5,18 @@
 Shards of JPEGs of web-like sizes are generated in a temporary folder. Both read the same shards in
 turns, shuffle in a buffer of the same length, decode and scale with the same functions, and make
 batches of the same size with ids and captions; ours also counts, checks and names what it drops.
-"As it comes" is webdataset with its own decoder, which decodes large JPEGs in full.
+"As it comes" is webdataset with its own decoder. Seconds of CPU, of all processes, are beside the
+rates, since they notice less of what else a machine does.
 
 Run: python benchmarks/reader.py [--pairs 20000] [--size 224]
 """
 
 import argparse
+import gc
 import io
 import json
+import resource
+import statistics
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,7 +39,7 @@ from gradmimic.data.pairs.picture import decode
 from gradmimic.data.pairs.stream import BUFFER
 
 PER_SHARD, BATCH, DISTINCT = 1_000, 256, 400
-SHARDS_A_TURN = {0: 1, 2: 4}  # by workers, which take some time to start
+SHARDS_A_TURN = {0: 1, 2: 2}  # by workers
 
 
 class Prepare:
@@ -127,17 +131,28 @@ def ours(workers: int, prepare: Prepare, paths: list[str]) -> int:
     return sum(len(batch) for batch in reader)
 
 
+def cpu() -> float:
+    """Return the seconds of CPU that this process and its finished workers took."""
+    took = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(own.ru_utime + own.ru_stime for own in took)
+
+
 def turns(
-    paths: list[str], workers: int, read: Callable[[list[str]], int]
+    paths: list[str], workers: int, read: Callable[[list[str]], int], took: list[float]
 ) -> tuple[Callable[[], None], int]:
-    """Return a function that reads the next shards, and how many turns read them all."""
+    """Return a function that reads the next shards, and how many turns read them all.
+
+    It appends its seconds of CPU to ``took``.
+    """
     together = SHARDS_A_TURN[workers]
     parts = [paths[i : i + together] for i in range(0, len(paths), together)]
     following: Iterator[list[str]] = cycle(parts)
 
     def turn() -> None:
-        part = next(following)
+        part, start = next(following), cpu()
         assert read(part) == len(part) * PER_SHARD  # noqa: S101 — nothing may be left out
+        gc.collect()  # ends the workers
+        took.append(cpu() - start)
 
     return turn, len(parts)
 
@@ -151,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     prepare = Prepare(options.size)
     results: dict[str, Any] = {"pairs": options.pairs, "size": options.size, "batch": BATCH}
-    table = Table("workers", "reader", "pairs/s", "ratio to webdataset", title="Reading pairs")
+    table = Table("workers", "reader", "pairs/s", "× webdataset", "in CPU", "CPU ms a pair")
     with tempfile.TemporaryDirectory() as folder:
         paths, about = generate(Path(folder), options.pairs)
         results |= about
@@ -161,15 +176,20 @@ def main() -> None:
                 "ours": partial(ours, workers, prepare),
                 "webdataset as it comes": partial(theirs, workers, prepare, same=False),
             }
-            made = {name: turns(paths, workers, read) for name, read in readers.items()}
+            took: dict[str, list[float]] = {name: [] for name in readers}
+            made = {n: turns(paths, workers, read, took[n]) for n, read in readers.items()}
             count = next(iter(made.values()))[1]
             timed = interleave({n: turn for n, (turn, _) in made.items()}, turns=count, warmup=1)
             for name, timing in timed.items():
-                rate = len(paths) / count * PER_SHARD / timing.seconds
-                table.add_row(str(workers), name, f"{rate:.0f}", f"{1 / timing.ratio:.3f}")
-                results[f"{name}, {workers} workers"] = {
-                    "pairs per second": rate, "ratio": 1 / timing.ratio,
-                }  # fmt: skip
+                each = zip(took["webdataset"], took[name], strict=True)
+                row = {
+                    "pairs per second": len(paths) / count * PER_SHARD / timing.seconds,
+                    "ratio": 1 / timing.ratio,
+                    "ratio in CPU": statistics.median(base / own for base, own in each),
+                    "CPU ms per pair": sum(took[name][1:]) / len(paths) / PER_SHARD * 1e3,
+                }
+                table.add_row(str(workers), name, *(f"{value:.3g}" for value in row.values()))
+                results[f"{name}, {workers} workers"] = row
     Console().print(table)
     Console().print(about)
     save("reader", results, f"python benchmarks/reader.py --pairs {options.pairs}")
