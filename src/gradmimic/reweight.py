@@ -304,8 +304,11 @@ class GradMimic(Joining):
             on_trial = isinstance(self._alignment, Trial)
             training = self.step >= self._warmup and not on_trial
             if not on_trial:
-                facts = {"counted": whole.counted, "epoch": epoch, "direction_norm": v.norm}
-                record(self._log, ids, rows, known, canaries, step=self.step, **facts)
+                facts: dict[str, Any] = {"counted": whole.counted, "epoch": epoch}
+                record(
+                    self._log, ids, rows, known, canaries,
+                    step=self.step, direction_norm=v.norm, **facts,
+                )  # fmt: skip
             seen = rows[0] if self._ranks.size == 1 else whole.scores.float().numpy()
             self._alignment = self._learning.learn(whole, seen, self.step, epoch, self._alignment)
             weights = self._learning.stepped(whole, weights, self.step)
