@@ -159,7 +159,9 @@ def _cells(grid: Grid) -> dict[str, Any]:
         (row[0], [(cell, _NUMBER.fullmatch(cell) is not None) for cell in row[1:]])
         for row in grid.rows
     ]
-    return {"title": grid.title, "remark": grid.remark, "columns": grid.columns, "rows": rows}
+    kinds = zip(*([number for _, number in cells] for _, cells in rows), strict=True)
+    columns = list(zip(grid.columns, [False, *map(all, kinds)], strict=True))
+    return {"title": grid.title, "remark": grid.remark, "columns": columns, "rows": rows}
 
 
 def _card(card: PairCard) -> dict[str, Any]:
