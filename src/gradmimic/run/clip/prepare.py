@@ -84,7 +84,7 @@ def read_better(config: ClipConfig, pair: PairModel, params: Params) -> Better:
     """
     source = str(config.reference)
     weights = read_pair_reference(source, pair, params)
-    return Better(weights, _whole(source, pair))
+    return Better(weights, open_whole(source, pair))
 
 
 def other_start(config: ClipConfig, pair: PairModel) -> PairModel:
@@ -121,13 +121,13 @@ def picked_alignment(config: ClipConfig, pair: PairModel, params: Params, better
         ReferenceMismatchError: it does not fit the model.
         AlignmentError: what is asked for cannot be.
     """
-    if config.align == "transport" and (why := _not_transported(pair, params, better)):
+    if config.align == "transport" and (why := not_transported(pair, params, better)):
         raise AlignmentError(
             f"align='transport' is not possible: {why}. Leave align out, or give align: rotation."
         )
     if config.align != "auto":
         return config.align
-    if config.start == "scratch" and _not_transported(pair, params, better) is None:
+    if config.start == "scratch" and not_transported(pair, params, better) is None:
         return "transport"
     weights = better.weights
     try:
@@ -137,7 +137,7 @@ def picked_alignment(config: ClipConfig, pair: PairModel, params: Params, better
     return "none" if weights.fixed or near > NEAR else "rotation"
 
 
-def _not_transported(pair: PairModel, params: Params, better: Better) -> str | None:
+def not_transported(pair: PairModel, params: Params, better: Better) -> str | None:
     """Say why a reference cannot be transported; None where it can."""
     if pair.fixed:
         return pair.fixed
@@ -195,7 +195,7 @@ def fed_alike(one: PairModel, other: PairModel) -> bool:
     )
 
 
-def _whole(source: str, pair: PairModel) -> PairModel | None:
+def open_whole(source: str, pair: PairModel) -> PairModel | None:
     """Open a reference as a whole model; None where there are projections alone."""
     device = next(pair.model.parameters()).device
     try:
