@@ -70,6 +70,14 @@ def test_pairs_that_are_all_of_no_use(folder):
     fails(folder, DataError, "none of the 2 pictures of test=", test=str(folder / "bad.tar"))
 
 
+def test_a_test_set_that_is_cut_short(folder):
+    whole = (folder / "test.tar").read_bytes()
+    (folder / "test.tar").write_bytes(whole[: len(whole) // 2 + 300])
+    fails(folder, DataError, r"the test pairs .*test.tar are not whole: test is cut short")
+    (folder / "test.tar").write_bytes(b"junk")
+    fails(folder, DataError, "are not whole: test is no tar archive")
+
+
 def test_a_reference_of_another_model(folder):
     torch.save({"head.weight": torch.zeros(2, 2)}, folder / "other.pt")
     more = {"trusted": ..., "reference_epochs": ..., "reference": str(folder / "other.pt")}

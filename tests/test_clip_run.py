@@ -265,6 +265,9 @@ def test_trusted_rows_and_ids_leave_the_training_set(folder):
     assert by_id["sample_id"].to_pylist() == by_row["sample_id"].to_pylist()
     (folder / "ids.txt").write_text("\n".join(readable[:20]))
     _, by_file = run_pairs(folder, trusted=str(folder / "ids.txt"), out=str(folder / "by_file"))
+    np.save(folder / "ids.npy", readable[:20])
+    _, by_npy = run_pairs(folder, trusted=str(folder / "ids.npy"), out=str(folder / "by_npy"))
+    assert by_file.equals(by_npy)
     assert by_file["sample_id"].to_pylist() == by_row["sample_id"].to_pylist()
 
 

@@ -54,7 +54,7 @@ class ClipConfig:
         None,
         "Reference",
         "Pairs known to match, to train the reference on: a range of rows (0:500), ids (a list in "
-        "the file, or a .txt), or other pairs.",
+        "the file, or a .txt/.npy), or other pairs.",
     )
     reference_start: Literal["same", "other"] = key(
         "same",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradmimic.data.columns import encoded_bytes, read_column
 from gradmimic.data.files import open_parquet
 from gradmimic.data.images import image_column, list_folder
+from gradmimic.data.pairs.census import plain
 from gradmimic.data.pairs.open import open_pairs
 from gradmimic.data.pairs.picture import decode
 from gradmimic.data.pairs.sample import End, Pair
@@ -191,6 +192,12 @@ def _pairs(
                     yield pair.transform(item.image), item.texts
                 elif not isinstance(item, End):
                     yield None
+                elif item.fault:  # measured on less, no two runs could be compared
+                    raise DataError(
+                        f"the test pairs {config.test} are not whole: "
+                        f"{plain(source.shards[shard])} {item.fault} ({plain(item.detail)}). "
+                        "Repair it, or name what can be read."
+                    )
 
     return read
 

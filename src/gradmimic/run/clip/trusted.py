@@ -47,6 +47,6 @@ def find_trusted(given: str | tuple[int | str, ...] | None) -> Trusted:
         first, stop = (int(part) if part else None for part in span.groups())
         return Trusted(rows=slice(first or 0, stop))
     path = Path(given)
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".npy"):
         return Trusted(ids=frozenset(map(str, read_column(path.name, path).values.tolist())))
     return Trusted(data=given)
