@@ -111,7 +111,7 @@ def scoring(
     opened: Models, batches: list[PairBatch], canaries: Canaries | None
 ) -> Callable[[], object]:
     """Return a pass that scores all batches and logs them, in a new folder each time."""
-    losses = losses_of(opened, canaries)
+    losses = losses_of(opened, canaries, clip_score=opened.whole is not None)
     params = opened.pair.scored()
 
     def run() -> None:
@@ -135,13 +135,14 @@ def in_memory(name: str, turns: int) -> tuple[dict[str, Timing], int]:
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     batches = random_batches(pair, size, count)
     reference = load_reference({own: better.get_parameter(own) for own in pair.scored()})
+    whole = replace(pair, model=better)
     alone = Models(pair, {"first": model}, reference, None, DEVICE)
     found = in_turns(
         {
             "inference": inference(pair, batches),
             "scores": scoring(alone, batches, None),
             "and canaries": scoring(alone, batches, Canaries(0.05)),
-            "and CLIP score": scoring(alone._replace(whole=better), batches, Canaries(0.05)),
+            "and CLIP score": scoring(alone._replace(whole=whole), batches, Canaries(0.05)),
         },
         turns,
     )

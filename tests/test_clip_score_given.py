@@ -1,5 +1,6 @@
 """What ``gradmimic score --task clip`` takes and refuses: checkpoints, references, flags."""
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -55,13 +56,64 @@ def test_a_reference_of_projections_alone_gives_no_clip_score(folder):  # noqa: 
     assert rows["whole"].filter(pc.field("scorer") != "clip").equals(rows["less"])
 
 
-def test_a_reference_that_says_nothing_is_told(folder):  # noqa: F811
+def telling(done, wrong, scorer="mimic"):
+    """How well the mean score tells pairs from those that were swapped."""
+    rows = ScoreLog.read(done.log).scan().filter(pc.field("canary").is_null())
+    own = (
+        rows.filter(pc.field("scorer") == scorer)
+        .group_by("sample_id")
+        .aggregate([("score", "mean")])
+    )
+    bad = np.isin(own["sample_id"].to_pylist(), list(wrong))
+    scores = own["score_mean"].to_numpy()
+    return (scores[~bad][:, None] > scores[bad]).mean()
+
+
+def test_a_reference_from_elsewhere_is_transported(folder, made):  # noqa: F811
+    """Its layers below the projections are its own, so turning its projections makes it worse."""
+    train_small(folder / "far.pt", made[0] / "clean", 40, seed=7)
+    done = score_pairs(config(reference="far.pt", out="auto"))
+    assert done.notes[0].startswith("Align: transport, since the reference's layers below")
+    assert len(done.notes) == 1
+    assert telling(done, made[1]) > 0.9
+    turned = score_pairs(config(reference="far.pt", out="turned", align="rotation"))
+    assert telling(turned, made[1]) < telling(done, made[1]) - 0.2
+    assert "so they say nothing here" in turned.notes[-1]
+    assert set(score_pairs(config(reference="far.pt", out="less", clip_score=False)).apart) == {
+        "mimic", "own",
+    }  # fmt: skip
+    assert rows_of("less").equals(rows_of("auto").filter(pc.field("scorer") != "clip"))
+
+
+def test_projections_on_the_same_towers_are_turned(folder, made):  # noqa: F811
+    pair = opened("steps/step-4.pt")
+    turn = torch.linalg.qr(torch.randn(128, 128))[0]
+    state = torch.load("better.pt", weights_only=True)
+    below = {n: v for n, v in pair.model.state_dict().items() if n not in pair.scored()}
+    torch.save(state | below | {name: turn @ state[name] for name in pair.scored()}, "turned.pt")
+    torch.save(state | below, "straight.pt")
+    found = {}
+    for name in ("turned", "straight"):
+        done = score_pairs(config(["steps/step-4.pt"], reference=f"{name}.pt", out=name,
+                                  align="auto" if name == "turned" else "rotation"))  # fmt: skip
+        found[name] = rows_of(name).filter(pc.field("scorer") == "mimic")["score"].to_numpy()
+        if name == "turned":
+            assert done.notes[0].startswith("Align: rotation, since the reference is from elsew")
+    np.testing.assert_allclose(found["turned"], found["straight"], atol=1e-3)
+
+
+def test_what_cannot_be_transported_is_told(folder, command):  # noqa: F811
+    state = torch.load("better.pt", weights_only=True)
+    torch.save({name: state[name] for name in state if "projection" in name}, "head.pt")
+    command.refused(
+        "align='transport' is not possible: the reference has no towers of its own",
+        *flags("steps", reference="head.pt", align="transport"),
+    )
+    command.refused("transport.*takes both last projections",
+                    *flags("steps", params="text", align="transport"))  # fmt: skip
     train_small(folder / "far.pt", folder / "pool", 1, seed=7)
-    done = score_pairs(config(reference="far.pt", canary_rate=1.0))
-    assert "rotation" in done.notes[0]
-    if done.apart["mimic"].low <= 0.5:
-        assert "so they say nothing here" in done.notes[-1]
-    assert ScoreLog.read("runs/scores/log").run["config"]["score"]["align"] == "rotation"
+    done = score_pairs(config(reference="far.pt", params="text"))
+    assert "rotation cannot mend, but transport is not possible: it takes both" in done.notes[0]
 
 
 def test_other_work_is_refused_and_replaced_where_asked(folder, command):  # noqa: F811
@@ -147,7 +199,7 @@ def test_models_of_transformers(folder, kind):  # noqa: F811
     done = score_pairs(config(["hf0", "hf:hf1"], reference="hf:hf2", **given))
     assert (done.samples, done.visits) == (SHARDS * EACH, 2 * SHARDS * EACH)
     assert set(done.apart) == {"mimic", "own", "clip"}
-    assert ("rotation" if kind == "clip" else "none") in done.notes[0]
+    assert ("transport" if kind == "clip" else "none") in done.notes[0]
     refused = "hf2 is of another architecture than hf:hf0: .* differ. Expected the checkpoints of"
     hf_towers.save(folder / "hf2", kind, width=8)
     with pytest.raises(ConfigError, match=refused):

@@ -86,7 +86,7 @@ def score_units(
         log: where to.
         ids: ``ids(batch)``.
         params: the scored parameters.
-        align: an alignment that needs nothing from the batches but the first.
+        align: an alignment that needs nothing from the batches but those that are shown.
         temperature: τ of the logged weights.
         engine: the engine's name.
         on_batch: told of the samples of every batch.
@@ -116,7 +116,7 @@ def score_units(
                 # Whatever batch this process begins with, what is learned is learned of the first
                 # ones: where the reference lies, and which engine suits.
                 shown = []
-                if align == "rotation" or (params != "head" and engine == "auto"):
+                if align in ("rotation", "transport") or (params != "head" and engine == "auto"):
                     shown = [(first, ids(first)) for first in units.shown()]
                 visits, scored = begin(
                     named, reference, params, align, engine, batch, sample_ids, losses, weighing,

@@ -177,7 +177,7 @@ def begin(
         named: the checkpoints by name, in order.
         reference: as of ``gradmimic.scoring.score``, like the next ones.
         params: the scored parameters.
-        align: an alignment that needs to learn nothing first.
+        align: an alignment, whose direction is taken once.
         engine: the engine's name.
         batch: the first batch.
         ids: ``[b]``, of its samples.
@@ -195,7 +195,7 @@ def begin(
     """
     if isinstance(reference, str | PathLike) and Path(reference).suffix == ".parquet":
         reference = Outputs.read(reference)
-    elif align != "outputs" and not isinstance(reference, Outputs):
+    elif align not in ("outputs", "transport") and not isinstance(reference, Outputs):
         reference = load_reference(reference)  # once for all
     model = next(iter(named.values()))
     guess = find_head(model) if params == "head" else None
@@ -205,11 +205,8 @@ def begin(
         for epoch, (name, own) in enumerate(named.items()):
             subset = choose(own, params, head=head)
             alignment = pick_alignment(align, own, subset, reference)
-            if align == "rotation":
-                with alignment.watching():  # all of them as one batch
-                    for first, _ in shown:
-                        losses(own, first)
-                alignment.observe(None)
+            if align in ("rotation", "transport"):
+                _learn(alignment, own, shown or [(batch, ids)], losses)
             visits.append(Visit(name, epoch, own, subset, alignment, pick_engine(engine)))
             if engine == "auto":
                 for first, first_ids in shown[:1]:
@@ -231,3 +228,22 @@ def begin(
     finally:
         watch.stop()
     return found if watch.name in (guess, None) else scored(watch.name)
+
+
+def _learn(
+    alignment: Alignment, model: nn.Module, shown: Sequence[tuple[Any, Any]], losses: Losses[Any]
+) -> None:
+    """Show an alignment all it will ever see: the weights stay, so v does."""
+    if alignment.first <= 1:
+        with alignment.watching():  # all batches as one
+            for batch, _ in shown:
+                losses(model, batch)
+        alignment.observe(None)
+        return
+    passes = 0
+    while passes < alignment.first:  # few batches are shown more than once
+        for batch, ids in shown:
+            with alignment.watching():
+                losses(model, batch)
+            alignment.observe(ids)
+            passes += 1

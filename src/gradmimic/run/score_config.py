@@ -131,11 +131,13 @@ class PairScoreConfig:
         None, "Input", "Pictures are brought to this many pixels square; default: the model's."
     )
     workers: int = key(0, "Input", "Processes that read and decode, for each that scores; 0: none.")
-    align: Literal["auto", "none", "rotation"] = key(
+    align: Literal["auto", "none", "rotation", "transport"] = key(
         "auto",
         "Scores",
-        "How the reference is brought near: its projections turned together (rotation), its "
-        "weights as they are (none), or turned unless they are near already (auto).",
+        "How the reference is brought near: its projections turned together (rotation), the ones "
+        "it would have on the checkpoint's features, by what it says of the first pairs "
+        "(transport), or its weights as they are (none). auto: none where they are near already; "
+        "else rotation where the layers below are the same, and transport where it can be.",
     )
     params: str = key(
         "both",

@@ -28,6 +28,7 @@ from gradmimic.direction import Params
 from gradmimic.errors import LogError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.run.checkpoints import digest
+from gradmimic.run.clip.answers import Answers
 from gradmimic.run.clip.score_models import (
     TOWERS,
     Models,
@@ -51,6 +52,7 @@ from gradmimic.run.score_folder import (
     tell_apart,
 )
 from gradmimic.separation import Area
+from gradmimic.trial import Given
 from gradmimic.units import check_work, finished, score_units
 from gradmimic.visit import Losses, Said
 
@@ -97,7 +99,7 @@ def score_pairs(
         "columns": [config.ids, config.image, config.text],
         "checkpoints": [digest(model.state_dict()) for model in models.checkpoints.values()],
         "reference": digest(models.reference.tensors),
-        "clip_score": models.whole is not None,
+        "clip_score": config.clip_score and models.whole is not None,
         "align": align,
         "params": config.params,
         "engine": config.engine,
@@ -107,8 +109,8 @@ def score_pairs(
         "canary_rate": _rate(config, source, out),
         "seed": config.seed,
     }
-    if models.whole is not None:
-        told["reference towers"] = digest(models.whole.state_dict())
+    if models.whole is not None and (told["clip_score"] or align == "transport"):
+        told["reference towers"] = digest(models.whole.model.state_dict())
     open_folder(out, told, place, overwrite=config.overwrite)
     began = time.perf_counter()
     try:
@@ -184,12 +186,16 @@ def _score_share(
             alive()
             tell(samples)
 
+        toward: Given = models.reference
+        if told["align"] == "transport" and models.whole is not None:
+            toward = Answers(models.whole, models.pair)
+            models = models._replace(pair=toward.beside(models.pair))
         score_units(
             models.checkpoints,
-            models.reference,
+            toward,
             units,
             wanted,
-            losses_of(models, canaries),
+            losses_of(models, canaries, clip_score=told["clip_score"]),
             log,
             ids=lambda batch: batch.ids,
             params=params,
@@ -201,12 +207,13 @@ def _score_share(
     return sum(counts[number].kept for number in done)
 
 
-def losses_of(models: Models, canaries: Canaries | None) -> Losses[PairBatch]:
+def losses_of(models: Models, canaries: Canaries | None, *, clip_score: bool) -> Losses[PairBatch]:
     """Return what one pass says of a batch: losses, canaries, and what other scorers make of both.
 
     Args:
-        models: whose; the reference's CLIP score comes with the first checkpoint's pass.
+        models: whose.
         canaries: draws pairs whose captions are exchanged; None for none.
+        clip_score: whether the reference's comes too, with the first checkpoint's pass.
     """
     pair = models.pair
     first = next(iter(models.checkpoints.values()))
@@ -216,8 +223,8 @@ def losses_of(models: Models, canaries: Canaries | None) -> Losses[PairBatch]:
         table = said.table("local")
         loss = table.clip if pair.loss == "clip" else table.siglip
         scorers: dict[str, Embedded] = {"own": said}
-        if models.whole is not None and model is first:
-            scorers["clip"] = pair.embed(models.whole, batch)
+        if clip_score and models.whole is not None and model is first:
+            scorers["clip"] = models.whole.embed(models.whole.model, batch)
 
         def of(i: Tensor, j: Tensor) -> Tensor:  # [1 + scorers, c] of images i with captions j
             cosines = [(own.image[i] * own.text[j]).sum(1) for own in scorers.values()]
@@ -276,7 +283,7 @@ def _notes(census: Census, apart: Mapping[str, Area]) -> list[str]:
     if "mimic" in apart and apart["mimic"].low <= 0.5:
         notes.append(
             f"By the mimic scores canaries look like pairs (AUROC {apart['mimic'].value:.3f}, 0.5 "
-            "is chance), so they say nothing here. Expected a reference with the same towers "
-            "below the projections, or fine-tuned from the same model."
+            "is chance), so they say nothing here. Expected a better model of the same data; one "
+            "that can be transported, or has the same towers below the projections."
         )
     return notes

@@ -1,6 +1,5 @@
 """What a pool of pairs is scored with: checkpoints of one architecture, and a reference."""
 
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,16 +8,17 @@ import torch
 from torch import nn
 
 from gradmimic.direction import Params
-from gradmimic.errors import ConfigError, ReferenceMismatchError, listed
+from gradmimic.errors import AlignmentError, ConfigError, listed
 from gradmimic.pair_model import PairModel
 from gradmimic.reference import Reference
-from gradmimic.run.checkpoints import find_checkpoints
+from gradmimic.run.checkpoints import digest, find_checkpoints
 from gradmimic.run.clip.models import (
     load_weights,
     open_pair_model,
     pick_pair_alignment,
     read_pair_reference,
 )
+from gradmimic.run.clip.prepare import Better, fed_alike, not_transported, open_whole
 from gradmimic.run.keys import read_keys
 from gradmimic.run.score_config import PairScoreConfig
 
@@ -33,7 +33,7 @@ class Models(NamedTuple):
     pair: PairModel  # how to feed them; its module is the first checkpoint
     checkpoints: dict[str, nn.Module]
     reference: Reference
-    whole: nn.Module | None  # the reference with both towers, where it is of this architecture
+    whole: PairModel | None  # the reference with both towers, where it takes the same inputs
     device: torch.device
 
 
@@ -58,8 +58,11 @@ def open_models(config: PairScoreConfig, device: torch.device) -> Models:
         _check_alike(pair, other)
     checkpoints = {own.name: own.model.to(device) for own in pairs}
     reference = read_pair_reference(config.reference, pair, scored_params(config, pair))
-    whole = _whole(config.reference, pair) if config.clip_score else None
-    whole = None if whole is None else whole.to(device).eval()
+    whole = open_whole(config.reference, pair)
+    if whole is not None and not fed_alike(pair, whole):
+        whole = None
+    if whole is not None:
+        whole.model.eval()
     return Models(pair, checkpoints, reference, whole, device)
 
 
@@ -73,7 +76,10 @@ def scored_params(config: PairScoreConfig, pair: PairModel) -> Params:
 def settle_alignment(
     config: PairScoreConfig, models: Models, params: Params
 ) -> tuple[str, list[str]]:
-    """Settle how the reference is brought near: as it is where it is near to every checkpoint.
+    """Settle how the reference is brought near, one way for all checkpoints: visits are compared.
+
+    none where it is near to each; else rotation where the layers below the projections are the
+    reference's own, since then it says the same of their outputs; else transport where it can be.
 
     Args:
         config: of the scoring.
@@ -81,17 +87,45 @@ def settle_alignment(
         params: the scored parameters.
 
     Returns:
-        ``"none"`` or ``"rotation"``, and what to say of it.
+        The alignment's name, and what to say of it.
+
+    Raises:
+        AlignmentError: transport is asked for, and cannot be.
     """
+    better = Better(models.reference, models.whole)
+    pairs = [replace(models.pair, model=model) for model in models.checkpoints.values()]
+    why_not = not_transported(models.pair, params, better)
+    if config.align == "transport" and why_not is not None:
+        raise AlignmentError(
+            f"align='transport' is not possible: {why_not}. Leave align out, or give align "
+            "rotation."
+        )
     if config.align != "auto":
         return config.align, []
-    found = [
-        pick_pair_alignment(models.reference, replace(models.pair, model=model), params)
-        for model in models.checkpoints.values()
-    ]
-    # one rule for all of them: visits of one log are compared
+    found = [pick_pair_alignment(models.reference, pair, params) for pair in pairs]
+    align: str
     align, note = next((each for each in found if each[0] == "rotation"), found[0])
+    if align == "rotation" and not _same_below(models):
+        align = "rotation" if why_not else "transport"
+        what = "not those of the checkpoints"
+        note = f"align: {align}, since the reference's layers below the projections are {what}"
+        if why_not:
+            note += f", which rotation cannot mend, but transport is not possible: {why_not}"
     return align, [f"{note[0].upper()}{note[1:]}."]
+
+
+def _same_below(models: Models) -> bool:
+    """Tell whether the reference's towers are those of every checkpoint but for the projections."""
+    if models.whole is None:
+        return True  # there is nothing to compare
+    ends = {*models.pair.scored(), "logit_scale", "log_scale", "logit_bias"}
+
+    def below(module: nn.Module) -> str:
+        state = module.state_dict()
+        return digest({name: state[name] for name in state if name not in ends})
+
+    theirs = below(models.whole.model)
+    return all(below(model) == theirs for model in models.checkpoints.values())
 
 
 def _checkpoints(given: str, config: PairScoreConfig) -> list[PairModel]:
@@ -138,13 +172,3 @@ def _check_alike(first: PairModel, other: PairModel) -> None:
             f"{other.name} is of another architecture than {first.name}: {listed(differ)} differ. "
             "Expected the checkpoints of one training; score others into a folder of their own."
         )
-
-
-def _whole(source: str, pair: PairModel) -> nn.Module | None:
-    """Return the reference as a model, where the same pictures and tokens can go into it."""
-    there = replace(pair, model=deepcopy(pair.model))
-    try:
-        load_weights(there, source)
-    except ReferenceMismatchError:
-        return None
-    return there.model

@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,11 +24,10 @@ from gradmimic.atomic import atomic_write
 from gradmimic.data.pairs import Duplicates, PairBatch, PairReader, PairSource, ShardCensus
 from gradmimic.errors import LogError
 from gradmimic.pair_model import PairModel
-from gradmimic.rotation import MEMORY
 from gradmimic.units import Piece
 
 ALONE = "no other usable pair in its shard"  # a contrastive loss needs two
-SHOWN = MEMORY  # batches that an alignment learns from
+SHOWN = 4_096  # samples that an alignment learns from
 
 Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
@@ -130,8 +128,13 @@ class ShardUnits:
     def shown(self) -> list[PairBatch]:
         """Return the first batches of the first shards, in their order."""
         reader = self._reader(range(len(self)), 0)
-        found = (self._moved(batch) for batch in reader if len(batch) > 1)
-        return list(islice(found, SHOWN))
+        found, samples = [], 0
+        for batch in reader:
+            if len(batch) > 1:
+                found.append(self._moved(batch))
+            if (samples := samples + len(batch)) >= SHOWN:
+                break
+        return found
 
     def ended(self, number: int) -> None:
         """Write what became of a shard's samples."""
