@@ -37,14 +37,14 @@ def test_canaries_are_pictures_with_the_caption_of_another():
     planted = plant(data, 0.25, seed=3)
     assert len(planted) == 10
     assert len(set(planted.ids)) == 10
-    own = dict(zip(data.ids, data.texts, strict=True))
-    assert all(own[i] != text for i, text in zip(planted.ids, planted.texts, strict=True))
-    assert set(planted.texts) <= set(data.texts)
+    own = dict(zip(data.ids, data.captions, strict=True))
+    assert all(own[i] != texts for i, texts in zip(planted.ids, planted.captions, strict=True))
+    assert set(planted.captions) <= set(data.captions)
     assert all(
         float(image[0, 0, 0]) == int(i)
         for i, image in zip(planted.ids, planted.images, strict=True)
     )
-    assert plant(data, 0.25, seed=3).texts == planted.texts
+    assert plant(data, 0.25, seed=3).captions == planted.captions
     assert plant(data, 0.25, seed=4).ids != planted.ids
     assert [len(plant(held(n, 8), None, 0)) for n in (10, 1000, 4000)] == [3, 200, 400]
 
@@ -70,7 +70,7 @@ def test_losses_are_those_of_one_batch_of_both():
     batch = data.batch(torch.arange(6))
     losses, canaries = drawing(pair, pair.model, batch, 0)
     rows = [planted.ids.index(own) for own in canaries.ids]
-    texts = [*batch.texts, *(planted.texts[row] for row in rows)]
+    texts = [*batch.texts, *(planted.captions[row][0] for row in rows)]
     images = torch.cat([batch.images, planted.images[rows]])
     whole = pair.losses(
         Embedded(

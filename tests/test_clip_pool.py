@@ -35,7 +35,8 @@ def batch(numbers, shard=-1):
 
 def held(n, size, seed=0):
     whole = batch(list(range(n)))
-    return Held(whole.images, whole.texts, whole.ids, tokenize, size, seed)
+    captions = [(text,) for text in whole.texts]
+    return Held(whole.images, captions, whole.ids, tokenize, size, seed)
 
 
 def check(batches, size):
@@ -120,6 +121,24 @@ def test_batches_are_filled_up(sizes, size):
     assert ids == ([] if n == 1 else [str(number) for number in range(n)])
     assert len(filled) == parts(n, size)
     assert not filled or min(len(own) for own in filled) >= min(size // 2, n)
+
+
+def test_a_caption_is_drawn_for_each_visit():
+    whole = batch(list(range(12)))
+    captions = [[caption(n)] if n % 2 else [caption(n), caption(n + 12)] for n in range(12)]
+    data = Held(whole.images, captions, whole.ids, tokenize, 4, seed=0)
+    seen = {sample_id: set() for sample_id in whole.ids}
+    for epoch in range(20):
+        for own in all_batches(data, epoch):
+            for place, (sample_id, text) in enumerate(zip(own.ids, own.texts, strict=True)):
+                words = [int(word) for word in text.split()]
+                assert own.tokens["words"][place].tolist()[: len(words)] == words
+                assert not any(own.tokens["words"][place].tolist()[len(words) :])
+                seen[sample_id].add(text)
+    assert all(seen[str(n)] == set(captions[n]) for n in range(12))
+    texts = [[own.texts for own in all_batches(data, 3)] for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert data.batch(torch.arange(12)).texts == [own[0] for own in captions]
 
 
 def test_only_the_kept_pairs():

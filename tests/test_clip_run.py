@@ -93,8 +93,8 @@ def test_auroc_is_that_of_the_swapped_captions(folder):
     inputs = read.load_pairs(config, open_pair_model("small", image_size=16), lambda *_: print)
     captions = {uid: caption for uid, _, caption in pairs(POOL, seed=1)}
     changed = [
-        captions[uid] != text
-        for uid, text in zip(inputs.train.ids, inputs.train.texts, strict=True)
+        (captions[uid],) != texts
+        for uid, texts in zip(inputs.train.ids, inputs.train.captions, strict=True)
     ]
     assert sum(changed) == len(inputs.swapped) >= int(0.3 * (POOL - DIRT)) - 3
     assert metrics["swapped"] == pytest.approx(np.mean(changed))

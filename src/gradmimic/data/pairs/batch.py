@@ -17,6 +17,7 @@ class PairBatch:
         texts: ``[b]`` captions.
         shard: the number of the shard that they all come from; −1 where they are mixed.
         last: whether this is the last batch of its shard.
+        captions: ``[b]``, all captions of each sample; None where none has several.
     """
 
     images: Tensor
@@ -25,6 +26,7 @@ class PairBatch:
     texts: Sequence[str]
     shard: int = -1
     last: bool = False
+    captions: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

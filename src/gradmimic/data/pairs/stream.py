@@ -33,7 +33,7 @@ Counts = dict[int, ShardCensus]
 class _Ready(NamedTuple):
     shard: int
     sample_id: str
-    text: str
+    texts: tuple[str, ...]
     image: Tensor  # [3, s, s]
 
 
@@ -154,7 +154,7 @@ class Stream:
             if isinstance(image, str):
                 self._own(counts, shard).drop(record.key, image)
             else:
-                yield _Ready(shard, record.sample_id, record.texts[0], ready)
+                yield _Ready(shard, record.sample_id, record.texts, ready)
 
     def _batch(
         self, ready: Sequence[_Ready], counts: Counts, shard: int, *, last: bool
@@ -162,10 +162,13 @@ class Stream:
         """Make a batch, and count its samples."""
         for one in ready:
             self._own(counts, one.shard).kept += 1
-        texts = [one.text for one in ready]
+        texts = [one.texts[0] for one in ready]
+        several = any(len(one.texts) > 1 for one in ready)
+        captions = [one.texts for one in ready] if several else None
         images = torch.stack([one.image for one in ready])  # [b, 3, s, s]
         ids = [one.sample_id for one in ready]
-        return PairBatch(images, self.tokenize(texts), ids, texts, shard, last), _taken(counts)
+        batch = PairBatch(images, self.tokenize(texts), ids, texts, shard, last, captions)
+        return batch, _taken(counts)
 
     def _own(self, counts: Counts, shard: int) -> ShardCensus:
         """Return the count of a shard."""

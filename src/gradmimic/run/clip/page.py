@@ -229,8 +229,8 @@ def _cards(
             break
     captions = {sample_id: record.texts[0] for sample_id, record in found.items()}
     if isinstance(inputs.train, Held):  # as they were trained on
-        held = zip(inputs.train.ids, inputs.train.texts, strict=True)
-        captions |= {sample_id: text for sample_id, text in held if sample_id in wanted}
+        held = zip(inputs.train.ids, inputs.train.captions, strict=True)
+        captions |= {sample_id: own[0] for sample_id, own in held if sample_id in wanted}
     cards = []
     for row in rows:
         sample_id = row["sample_id"]

@@ -72,11 +72,11 @@ class Planted:
         order = torch.randperm(len(self.pairs), generator=generator)
         rows = order.tensor_split(self.steps)[self.step % self.steps]
         self.step += 1
-        return self.pairs.batch(rows)
+        return self.pairs.batch(rows, self.pairs.drawn(epoch))
 
 
 def plant(pairs: Held, rate: float | None, seed: int) -> Held:
-    """Make planted canaries: ⌈ρn⌉ pictures, each with the caption of another pair.
+    """Make planted canaries: ⌈ρn⌉ pictures, each with the captions of another pair.
 
     Args:
         pairs: those to train on.
@@ -87,9 +87,10 @@ def plant(pairs: Held, rate: float | None, seed: int) -> Held:
         The canaries, with the ids of the pictures.
 
     Example:
-        >>> some = Held(torch.zeros(3, 1), ["a", "b", "c"], ["0", "1", "2"], lambda t: {}, 2, 0)
+        >>> captions = [("a",), ("b",), ("c",)]
+        >>> some = Held(torch.zeros(3, 1), captions, ["0", "1", "2"], lambda t: {}, 2, 0)
         >>> planted = plant(some, 1.0, seed=0)
-        >>> any(text == "abc"[int(own)] for own, text in zip(planted.ids, planted.texts))
+        >>> any(text == "abc"[int(own)] for own, (text,) in zip(planted.ids, planted.captions))
         False
     """
     n = len(pairs)
@@ -98,4 +99,4 @@ def plant(pairs: Held, rate: float | None, seed: int) -> Held:
     count = max(2, ceil(share * n))
     rows, partners = order[:count].tolist(), order.roll(-1)[:count].tolist()
     planted = pairs.take(rows)
-    return replace(planted, texts=[pairs.texts[row] for row in partners])
+    return replace(planted, captions=[pairs.captions[row] for row in partners])

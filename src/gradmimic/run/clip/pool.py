@@ -62,7 +62,7 @@ class Held:
 
     Args:
         images: ``[n, 3, s, s]``.
-        texts: ``[n]`` captions.
+        captions: ``[n]``, all captions of each picture; one is drawn for each visit.
         ids: ``[n]`` sample ids.
         tokenize: captions to tokens.
         batch_size: the most pairs in a batch.
@@ -70,7 +70,7 @@ class Held:
     """
 
     images: Tensor
-    texts: Sequence[str]
+    captions: Sequence[Sequence[str]]
     ids: Sequence[str]
     tokenize: Tokenize
     batch_size: int
@@ -81,8 +81,13 @@ class Held:
 
     @cached_property
     def tokens(self) -> Mapping[str, Tensor]:
-        """``[n, t]`` each."""
-        return self.tokenize(self.texts)
+        """``[m, t]`` each, of all captions, one picture's after another's."""
+        return self.tokenize([text for own in self.captions for text in own])
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """``[n]``, how many captions each picture has."""
+        return torch.tensor([len(own) for own in self.captions])
 
     def steps(self, epoch: int) -> int:
         """Return how many batches an epoch has."""
@@ -92,16 +97,25 @@ class Held:
         """Yield the one round that an epoch is."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(len(self), generator=generator)
-        yield Round(0, map(self.batch, order.tensor_split(self.steps(epoch))))
+        drawn = self.drawn(epoch)
+        parts = order.tensor_split(self.steps(epoch))
+        yield Round(0, (self.batch(rows, drawn) for rows in parts))
 
-    def batch(self, rows: Tensor) -> PairBatch:
-        """Return some rows ``[b]``."""
+    def drawn(self, epoch: int) -> Tensor:
+        """Draw a caption of each picture for one epoch, ``[n]``."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 3))
+        return (torch.rand(len(self), generator=generator) * self.counts).long()
+
+    def batch(self, rows: Tensor, drawn: Tensor | None = None) -> PairBatch:
+        """Return some rows ``[b]``, each with the caption ``[n]`` that was drawn, or its first."""
+        own = torch.zeros_like(rows) if drawn is None else drawn[rows]
+        at = (self.counts.cumsum(0) - self.counts)[rows] + own  # rows of the tokens
         picked = rows.tolist()
         return PairBatch(
             self.images[rows],
-            {name: own[rows] for name, own in self.tokens.items()},
+            {name: tokens[at] for name, tokens in self.tokens.items()},
             [self.ids[row] for row in picked],
-            [self.texts[row] for row in picked],
+            [self.captions[row][k] for row, k in zip(picked, own.tolist(), strict=True)],
         )
 
     def take(self, rows: Sequence[int]) -> "Held":
@@ -109,7 +123,7 @@ class Held:
         return replace(
             self,
             images=self.images[torch.tensor(rows, dtype=torch.int64)],
-            texts=[self.texts[row] for row in rows],
+            captions=[self.captions[row] for row in rows],
             ids=[self.ids[row] for row in rows],
         )
 

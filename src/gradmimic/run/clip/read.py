@@ -149,11 +149,11 @@ def swap(pairs: Held, rate: float, seed: int) -> tuple[Held, frozenset[str]]:
         )
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     rows = order[:count].tolist()
-    texts = list(pairs.texts)
+    captions = list(pairs.captions)
     for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
-        texts[row] = pairs.texts[other]
-    changed = frozenset(pairs.ids[row] for row in rows if texts[row] != pairs.texts[row])
-    return replace(pairs, texts=texts), changed
+        captions[row] = pairs.captions[other]
+    changed = {pairs.ids[row] for row in rows if captions[row] != pairs.captions[row]}
+    return replace(pairs, captions=captions), frozenset(changed)
 
 
 @dataclass(eq=False)
@@ -161,7 +161,7 @@ class _Rows:
     """Prepared pairs as they come, until they are too many."""
 
     images: list[Tensor] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     shards: list[int] = field(default_factory=list)
     size: int = 0  # bytes
@@ -175,10 +175,11 @@ class _Rows:
         own = batch.images if whole else batch.images[torch.tensor(places)]
         self.size += own.nbytes
         if self.size > MOST_BYTES:
-            self.full, self.images, self.texts, self.ids, self.shards = True, [], [], [], []
+            self.full, self.images, self.captions, self.ids, self.shards = True, [], [], [], []
             return
         self.images.append(own)
-        self.texts += [batch.texts[place] for place in places]
+        captions = batch.captions or [(text,) for text in batch.texts]
+        self.captions += [tuple(captions[place]) for place in places]
         self.ids += [str(batch.ids[place]) for place in places]
         self.shards += [batch.shard] * len(places)
 
@@ -190,8 +191,8 @@ class _Rows:
         images, self.images = torch.cat(self.images), []
         if order != list(range(len(order))):
             images = images[torch.tensor(order)]
-        texts, ids = ([own[row] for row in order] for own in (self.texts, self.ids))
-        return Held(images, texts, ids, pair.tokenize, config.batch_size, config.seed)
+        captions, ids = [self.captions[row] for row in order], [self.ids[row] for row in order]
+        return Held(images, captions, ids, pair.tokenize, config.batch_size, config.seed)
 
 
 @dataclass(frozen=True, eq=False)
