@@ -155,8 +155,8 @@ class PairScoreConfig:
     clip_score: bool = key(
         True,
         "Scores",
-        "Log the reference's CLIP score of each pair too, where it is a whole model of the same "
-        "architecture; that takes a pass of its own.",
+        "Log the reference's CLIP score of each pair too, where it is a whole model that takes the "
+        "same inputs; that takes a pass of its own.",
     )
     canaries: Literal["scored", "off"] = key("scored", "Scores", _CANARIES.format("captions"))
     canary_rate: float | None = key(None, "Scores", _RATE)
