@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from clip_runs import POOL, TEST, TRUSTED, clip_keys, pairs, run_pairs, write_pools, write_tar
@@ -290,6 +292,33 @@ def test_pairs_that_do_not_fit_in_memory_are_read_anew(folder, monkeypatch):
     ids = tuple(table["sample_id"].to_pylist()[:20])
     some, _ = run_pairs(folder, **{**keys, "out": str(folder / "ids"), "trusted": ids})
     assert (some["samples"], some["trusted"]) == (POOL - DIRT - 20, 20)
+
+
+def test_several_captions_of_a_picture_are_drawn_from(folder):
+    rows = [*pairs(40, seed=5)]
+    table = {
+        "uid": [uid for uid, *_ in rows],
+        "image": [image for _, image, _ in rows],
+        "captions": [[text, f"{text}, once more"] for *_, text in rows],
+    }
+    pq.write_table(pa.table(table), folder / "several.parquet")
+    metrics, selected = run_pairs(folder, data=str(folder / "several.parquet"), retrain=True)
+    assert selected["sample_id"].to_pylist() == sorted(table["uid"])
+    assert metrics["swapped"] == pytest.approx(0.3)
+    config = ClipConfig(**clip_keys(folder, data=str(folder / "several.parquet")))
+    pair = open_pair_model("small", image_size=16)
+    held = read.load_pairs(config, pair, lambda *_: lambda _n=1: None).train
+    own = dict(zip(table["uid"], table["captions"], strict=True))
+    kept = [list(texts) == own[i] for i, texts in zip(held.ids, held.captions, strict=True)]
+    assert sum(kept) == 28
+    drawn = {
+        text
+        for epoch in range(9)
+        for _, some in held.rounds(epoch)
+        for b in some
+        for text in b.texts
+    }
+    assert drawn == {text for texts in table["captions"] for text in texts}
 
 
 def test_a_lone_duplicate_in_another_shard_is_counted(folder):
