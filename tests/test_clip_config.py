@@ -79,7 +79,7 @@ def test_keys_of_another_task(tmp_path, task, key, value, message):
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"lr": -1}, "lr must be positive"),
-        ({"align": "outputs"}, "align: Input should be 'auto', 'none' or 'rotation'"),
+        ({"align": "outputs"}, "align: Input should be 'auto', 'none', 'rotation' or 'tr"),
         ({"lock": "both"}, "lock: Input should be 'image' or 'text'"),
     ],
 )
