@@ -46,7 +46,8 @@ def measure(setting: Setting, share: float, seed: int) -> Iterator[dict[str, Any
 
     def row(what: str, way: str, course: Course, **more: Any) -> dict[str, Any]:
         losses = {name: [round(loss, 4) for loss in own] for name, own in course.losses.items()}
-        curves = {"steps": course.steps, "recall": course.recall, "losses": losses}
+        recall = [round(share, 4) for share in course.recall]
+        curves = {"steps": course.steps, "recall": recall, "losses": losses}
         own = found(course.mean_similarity(noisy), parts)
         return {**facts, "what": what, "way": way, "own_auroc": own, **curves, **more}
 
@@ -138,7 +139,7 @@ def found(scores: torch.Tensor, parts: Split) -> float:
     """Return the AUROC of telling swapped pairs, which should score low, from the others."""
     area = auroc(scores.nan_to_num(float(scores.nanmean())).numpy(), parts.wrong.numpy())
     assert area is not None  # noqa: S101
-    return area
+    return round(area, 4)
 
 
 def main() -> None:
