@@ -47,7 +47,13 @@ def open_transformers(seed: int) -> PairModel:
     tower |= {"num_attention_heads": 4}
     config = CLIPConfig(
         vision_config={**tower, "image_size": 64, "patch_size": 8},
-        text_config={**tower, "vocab_size": 1000, "max_position_embeddings": 32},
+        text_config={
+            **tower,
+            "vocab_size": 1000,
+            "max_position_embeddings": 32,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
         projection_dim=128,
     )
     torch.manual_seed(seed)
