@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,8 +87,26 @@ class Embedded:
         return Table(rows, self._scaled(self.text @ every[:, :e].T), own)
 
     def _scaled(self, products: Tensor) -> Tensor:
-        s = self.scale * products
-        return s if self.bias is None else s + self.bias
+        s = _beside(self.scale, products) * products
+        return s if self.bias is None else s + _beside(self.bias, products)
+
+
+def _mean(one: Tensor, other: Tensor) -> Tensor:
+    """½ (one + other), without a number that has no tangent: see ``_beside``."""
+    return torch.stack((one, other)).mean(0)
+
+
+def _beside(number: Tensor, products: Tensor) -> Tensor:
+    """Give a number that is not scored a tangent of zero, where scores are taken.
+
+    torch would take it for zero itself, but works out the shape of what it then leaves out in
+    Python, a millisecond each time.
+    """
+    pairs = fwAD.unpack_dual(products).tangent, fwAD.unpack_dual(number).tangent
+    if pairs[0] is None or pairs[1] is not None:
+        return number
+    dual: Tensor = fwAD.make_dual(number, torch.zeros_like(number))
+    return dual
 
 
 class Table(NamedTuple):
@@ -106,13 +125,13 @@ class Table(NamedTuple):
     def clip(self, i: Tensor, j: Tensor) -> Tensor:
         """Return ℓ_ij ``[c]`` of symmetric InfoNCE for images i and captions j, ``[c]`` each."""
         row = self.rows.log_softmax(1)[i, self.own[j]]
-        return -(row + self.columns.log_softmax(1)[j, self.own[i]]) / 2
+        return -_mean(row, self.columns.log_softmax(1)[j, self.own[i]])
 
     def siglip(self, i: Tensor, j: Tensor) -> Tensor:
         """Return ℓ_ij ``[c]`` of the pairwise sigmoid for images i and captions j."""
         s = self.rows[i, self.own[j]]
-        others = F.softplus(self.rows).sum(1)[i] + F.softplus(self.columns).sum(1)[j]
-        return F.softplus(-s) + others / 2 - F.softplus(s)
+        others = _mean(F.softplus(self.rows).sum(1)[i], F.softplus(self.columns).sum(1)[j])
+        return F.softplus(-s) + others - F.softplus(s)
 
 
 def clip_losses(
