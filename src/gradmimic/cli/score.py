@@ -48,6 +48,8 @@ def _print(summary: "ScoreSummary") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from gradmimic.cli.show import print_census
+
     console = Console()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("samples", f"{summary.samples:,}")
@@ -64,12 +66,7 @@ def _print(summary: "ScoreSummary") -> None:
     if summary.scored:
         table.add_row("samples/s", f"{summary.scored / summary.seconds:,.0f}")
     console.print(table)
-    if summary.census:
-        read = Table("pairs", "what became of them", "the first", box=None, padding=(0, 2, 0, 0))
-        for own in summary.census:
-            number = "unknown" if own.count is None else f"{own.count:,}"
-            read.add_row(number, Text(own.what), Text(own.example, "dim"))
-        console.print(read)
+    print_census(summary.census)
     for note in summary.notes:
         console.print(Text("Note: ", style="bold yellow") + Text(note), soft_wrap=True)
     console.print(Text(f"log: {summary.log}"), soft_wrap=True)

@@ -81,13 +81,14 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def print_census(rows: Sequence[Row]) -> None:
-    """Print what became of all pairs that were read; nothing where all were of use."""
-    if len(rows) <= 2:  # all kept, and their total
+    """Print what became of all pairs that were read; the counts add up to the last one."""
+    if not rows:  # no pairs are this task's
         return
-    table = Table(Column("pairs", justify="right"), "", Column("the first", style="dim"), box=None)
+    count, example = Column("pairs", justify="right"), Column("the first", style="dim")
+    table = Table(count, "what became of them", example, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        count = "?" if row.count is None else f"{row.count:,}"
-        table.add_row(count, Text(row.what), Text(row.example))
+        number = "unknown" if row.count is None else f"{row.count:,}"
+        table.add_row(number, Text(row.what), Text(row.example))
     Console().print(table)
 
 
