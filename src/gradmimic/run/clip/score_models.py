@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gradmimic.direction import Params
+from gradmimic.direction import Params, choose
 from gradmimic.errors import AlignmentError, ConfigError, listed
 from gradmimic.pair_model import PairModel
 from gradmimic.reference import Reference
@@ -67,10 +67,23 @@ def open_models(config: PairScoreConfig, device: torch.device) -> Models:
 
 
 def scored_params(config: PairScoreConfig, pair: PairModel) -> Params:
-    """Return the scored parameters: those of a tower's last projection, or as they are named."""
+    """Return the scored parameters: those of a tower's last projection, or as they are named.
+
+    Raises:
+        ParameterError: nothing is named so.
+        ConfigError: the engine would leave some of them out without a word.
+    """
     if config.params in TOWERS:
         return pair.scored(config.params)  # type: ignore[arg-type]
-    return "all" if config.params == "all" else [config.params]
+    params: Params = "all" if config.params == "all" else [config.params]
+    beside = {"logit_scale", "logit_bias"} & choose(pair.model, params).parameters.keys()
+    if config.engine == "secant" and pair.name.startswith("hf:") and beside:
+        raise ConfigError(
+            f"engine secant compares two calls of the model, but {listed(sorted(beside))} of "
+            f"{pair.name} are read beside them. Use engine forward, which is exact, or score other "
+            "parameters."
+        )
+    return params
 
 
 def settle_alignment(
