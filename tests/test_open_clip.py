@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from gradmimic import Canaries, GradMimic, mimic_scores
 from gradmimic.errors import ConfigError, MissingExtraError, ReferenceMismatchError, UsageError
 from gradmimic.integrations.open_clip import PairLosses, open_model, pair_model_of
+from gradmimic.run.clip.answers import Answers
 from gradmimic.run.clip.models import open_pair_model, read_pair_reference
+from gradmimic.run.clip.prepare import Better, not_transported
+from gradmimic.transport import FIRST
 
 
 class Visual(nn.Module):
@@ -284,3 +287,20 @@ def test_towers_that_end_otherwise():
     )
     with pytest.raises(ConfigError, match=match):
         pair_model_of(Unknown(), transform, tokenizer)
+
+
+def test_a_reference_from_elsewhere_is_transported(library):
+    """Bare matrices and all: the reference is asked about the same pairs."""
+    pair, whole = (open_pair_model("open_clip:Tiny", seed=seed) for seed in (1, 2))
+    better = Better(read_pair_reference("open_clip:Tiny/laion", pair), whole)
+    assert not_transported(pair, pair.scored(), better) is None
+    answers = Answers(whole, pair)
+    beside = answers.beside(pair)
+    options = {"params": pair.scored(), "align": "transport", "engine": "forward"}
+    mimic = GradMimic(pair.model, answers, temperature="auto", **options)
+    batch = batch_of(pair, torch.float32)
+    for _ in range(FIRST + 1):
+        with mimic:
+            losses = beside.losses(beside.embed(pair.model, batch))
+        mimic.weigh(losses).backward()
+    assert mimic.scores.std() > 0

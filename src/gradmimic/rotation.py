@@ -24,12 +24,12 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from gradmimic.align import Difference, moved
 from gradmimic.direction import Direction, Subset, Use, choose, direction
 from gradmimic.engines.elsewhere import is_compiled
 from gradmimic.errors import AlignmentError, listed
+from gradmimic.products import Products
 from gradmimic.ranks import ALONE, Ranks
 from gradmimic.reference import Reference
 
@@ -98,7 +98,7 @@ class Rotation(Difference):
             for layer, names in self._layers.items():
                 stack.callback(layer.register_forward_hook(self._of_layer(names)).remove)
             if self._bare and not is_compiled(self._model):
-                stack.enter_context(_Products(self._bare, self._compare))
+                stack.enter_context(Products(self._bare, self._compare))
             yield
         if self._pass.keys() < self._matrices:
             return  # one tower alone does not tell how both turn
@@ -126,37 +126,6 @@ class Rotation(Difference):
         with torch.autocast(weight.device.type, enabled=False):
             alike = z.flatten(0, -2).T @ F.linear(h, weight, shift).flatten(0, -2)
         self._pass[name] = self._pass[name] + alike if name in self._pass else alike
-
-
-class _Products(TorchFunctionMode):
-    """See ``x @ projection``, which no module does and no hook hears.
-
-    Args:
-        uses: of the bare matrices.
-        compare: called with the matrix's name, x and the product.
-    """
-
-    def __init__(self, uses: Iterable[Use], compare: Callable[[str, Tensor, Tensor], None]) -> None:
-        super().__init__()
-        # What the model reads in this pass, which may stand in for the parameter.
-        self._names = {id(use.module._parameters[use.attribute]): use.name for use in uses}
-        self._compare = compare
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run one torch function, and look whether it is the product with one of the matrices."""
-        out = func(*args, **(kwargs or {}))
-        if len(args) == 2 and func in _MATMUL and id(args[1]) in self._names:
-            self._compare(self._names[id(args[1])], args[0], out)
-        return out
-
-
-_MATMUL = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
 def nearness(model: nn.Module, subset: Subset, reference: Reference) -> float:

@@ -61,7 +61,7 @@ class TowardOutputs(Transport):
         outputs: nn.Module | Outputs,
         ranks: Ranks = ALONE,
     ) -> None:
-        scored_linear(subset, self.name)
+        self._layer = scored_linear(subset, self.name)
         super().__init__(model, subset, outputs, ranks)
         self.output: Tensor | None = None
         self.tangent: Tensor | None = None
@@ -75,8 +75,7 @@ class TowardOutputs(Transport):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keep the inputs of the model and the output of its scored layer."""
-        ((_, layer),) = self._layers.items()
-        hook = layer.register_forward_hook(self._keep_output)
+        hook = self._layer.register_forward_hook(self._keep_output)
         try:
             with super().watching():
                 yield

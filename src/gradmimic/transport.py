@@ -27,13 +27,13 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
-from gradmimic.align import scored_linears
 from gradmimic.direction import Direction, Subset, direction
 from gradmimic.errors import AlignmentError, DataError, UsageError
 from gradmimic.outputs import Outputs, evaluating
+from gradmimic.products import Products
+from gradmimic.projection import scored_projections
 from gradmimic.ranks import ALONE, Ranks
 from gradmimic.rotation import common_space, rotated
-from gradmimic.wrapped import whole
 
 SHARPNESS = 16.0
 RIDGE = 0.1  # λ, in samples
@@ -98,7 +98,8 @@ class Transport:
 
     Args:
         model: the model being trained.
-        subset: its scored parameters, one linear layer or several.
+        subset: its scored parameters, one linear layer or several; or bare matrices, as in
+            ``x @ projection``.
         outputs: a module that takes what the model takes, run beside it without gradients, or
             :class:`Outputs` to be looked up by id. Where several layers are scored, a module that
             returns a mapping from their names to embeddings.
@@ -108,7 +109,7 @@ class Transport:
         missing: the number of visits of samples that the table does not know.
 
     Raises:
-        AlignmentError: the scored parameters are not whole linear layers.
+        AlignmentError: the scored parameters are no whole linear layers, nor matrices.
 
     Example:
         >>> from gradmimic.direction import choose
@@ -134,7 +135,7 @@ class Transport:
         ranks: Ranks = ALONE,
     ) -> None:
         self._ranks = ranks
-        self._layers = scored_linears(subset, self.name)
+        self._layers = scored_projections(subset, self.name)
         if len(self._layers) > 1:
             self._space: Mapping[str, int] | None = common_space(subset)
             if isinstance(outputs, Outputs):
@@ -172,8 +173,11 @@ class Transport:
         """Keep the inputs of the scored layers, and ask the reference about the model's."""
         self._seen, self._answer = {}, None
         with ExitStack() as hooks:
-            for name, layer in self._layers.items():
-                hooks.callback(layer.register_forward_pre_hook(self._keep(name)).remove)
+            for name, own in self._layers.items():
+                if own.layer is not None:
+                    hooks.callback(own.layer.register_forward_pre_hook(self._keep(name)).remove)
+            if bare := [own.use for own in self._layers.values() if own.use is not None]:
+                hooks.enter_context(Products(bare, self._see))
             if isinstance(self._outputs, nn.Module):
                 ask = self._model.register_forward_pre_hook(self._ask, with_kwargs=True)
                 hooks.callback(ask.remove)
@@ -256,14 +260,14 @@ class Transport:
             h, z = h[known.to(h.device)], z[known]
         h, z = h.flatten(0, -2).float(), z.to(h.device).flatten(0, -2).float()
         if self._space is None:
-            k = self._layers[name].out_features
+            k = self._layers[name].width
             if z.shape[1] != k:
                 raise DataError(
                     f"the reference gives {z.shape[1]} outputs, the scored layer {name!r} has {k}. "
                     "Expected one for each class, in the same order."
                 )
             z = z - z.mean(1, keepdim=True)  # softmax never sees the mean
-        if self._layers[name].bias is not None:
+        if self._layers[name].biased:
             h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
         fit = self._fits.get(name)
         if fit is None or fit.a.device != h.device:
@@ -281,49 +285,31 @@ class Transport:
                 "rate."
             )
         target = {
-            f"{name}.{key}" if name else key: part
+            key: part
             for name, w in found.items()
-            for key, part in self._split(name, w).items()
+            for key, part in self._layers[name].named(w).items()
         }
         sharpness = SHARPNESS
         if self._space is not None:
             target, sharpness = rotated(target, self._subset, self._space), 1.0
-        for name in self._layers:
-            fit, current = fits[name], self._joined(name, self._own(name))
-            near = self._joined(name, {key: target[_key(name, key)] for key in self._own(name)})
+        for name, projection in self._layers.items():
+            fit, current, near = fits[name], projection.current(), projection.joined(target)
             if self._space is None:
                 current = current - current.mean(1, keepdim=True)
             # A head that starts at zero has no size yet: the reference's own is taken.
             own, length = fit.length(current), fit.length(near)
             kappa = sharpness * own / length if own and length else 1.0
-            for key in self._own(name):
-                target[_key(name, key)] = target[_key(name, key)] * kappa
+            target |= projection.named(kappa * near)
         return target
-
-    def _own(self, name: str) -> dict[str, Tensor]:
-        """Return a layer's current parameters on the CPU."""
-        return {
-            key: whole(value.detach()).float().cpu()
-            for key, value in self._layers[name]._parameters.items()
-            if value is not None
-        }
-
-    def _split(self, name: str, w: Tensor) -> dict[str, Tensor]:
-        """Turn W ``[d, k]`` into a weight ``[k, d]`` and, where the layer has one, a bias."""
-        if self._layers[name].bias is None:
-            return {"weight": w.T}
-        return {"weight": w[:-1].T, "bias": w[-1]}
-
-    def _joined(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
-        """Undo ``_split``."""
-        rows = [parts["weight"].cpu().T]
-        return torch.cat([*rows, *(parts[key].cpu()[None] for key in parts if key == "bias")])
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._seen[name] = fwAD.unpack_dual(inputs[0]).primal.detach()
+            self._see(name, inputs[0])
 
         return hook
+
+    def _see(self, name: str, inputs: Tensor, _product: Tensor | None = None) -> None:
+        self._seen[name] = fwAD.unpack_dual(inputs).primal.detach()
 
     def _ask(self, _model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         # Before the model runs: with its activations alive, all that the reference needs would be
@@ -337,7 +323,3 @@ class Transport:
                 self._answer = self._outputs(*args, **named)
         finally:
             self._asking = False
-
-
-def _key(layer: str, attribute: str) -> str:
-    return f"{layer}.{attribute}" if layer else attribute

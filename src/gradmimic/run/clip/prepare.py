@@ -11,10 +11,10 @@ from typing import Literal
 
 import torch
 
-from gradmimic.align import scored_linears
 from gradmimic.direction import Params, choose
 from gradmimic.errors import AlignmentError, ConfigError, ReferenceMismatchError
 from gradmimic.pair_model import PairModel
+from gradmimic.projection import scored_projections
 from gradmimic.reference import Reference, load_reference
 from gradmimic.rotation import NEAR, nearness
 from gradmimic.run.clip.config import ClipConfig
@@ -149,7 +149,7 @@ def not_transported(pair: PairModel, params: Params, better: Better) -> str | No
     if pair.forward is None or set(subset.parameters) != set(pair.scored()):
         return "it takes both last projections, and nothing else, as the scored parameters"
     try:
-        scored_linears(subset, "transport")
+        scored_projections(subset, "transport")
     except AlignmentError as error:
         return str(error)
     return None
