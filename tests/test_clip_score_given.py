@@ -205,7 +205,5 @@ def test_models_of_transformers(folder, kind):  # noqa: F811
     with pytest.raises(ConfigError, match=refused):
         score_pairs(config(["hf0", "hf2"], reference="hf1", out="other", **given))
     given |= {"engine": "secant", "params": "all", "reference": "hf1"}
-    with pytest.raises(
-        ConfigError, match="engine secant .* logit_scale.* are read beside"
-    ):
+    with pytest.raises(ConfigError, match="engine secant .* logit_scale.* are read beside"):
         score_pairs(config(["hf0"], out="another", **given))
