@@ -12,6 +12,7 @@ from gradmimic.errors import ConfigError
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.keys import (
     as_plain,
+    check_canaries,
     check_least,
     check_positive,
     key,
@@ -195,16 +196,9 @@ class RunConfig:
                 f"epochs is 1, but with align={self.aligned!r} the first steps are not scored, so "
                 "some samples never would be; expected 2 epochs or more."
             )
-        if self.weights == "posterior" and self.canaries == "off":
-            raise ConfigError("weighting is posterior but canaries is off; it needs canaries.")
-        if self.weighting == "posterior" and self.temperature is not None:
-            raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
+        check_canaries(self, self.weights)
         ones = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
         check_least(self, **ones, reference_epochs=1, warmup=0, weight_decay=0, seed=0)
-        if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
-            raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
-        if self.rule == "calibrated" and self.canaries == "off":
-            raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
         check_positive(self, "lr", "temperature")
 
     @property

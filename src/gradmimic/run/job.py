@@ -6,15 +6,15 @@
 Everything it leaves lies in one folder.
 """
 
-import shutil
 from pathlib import Path
 
 from gradmimic.curate import estimate_quality, select
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.log import ScoreLog
-from gradmimic.run.config import RunConfig, save_config
+from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import load_inputs
+from gradmimic.run.keys import CONFIG, begin_folder
 from gradmimic.run.outcome import (
     Outcome,
     measure,
@@ -29,7 +29,7 @@ from gradmimic.run.prepare import Progress
 from gradmimic.run.trainings import train_all
 
 OUTPUTS = (
-    "config.yaml", "reference.pt", "plain.pt", "reweighted.pt", "log", "labels.parquet",
+    CONFIG, "reference.pt", "plain.pt", "reweighted.pt", "log", "labels.parquet",
     "selection.parquet", "metrics.json", "report.html",
 )  # fmt: skip
 
@@ -55,7 +55,8 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
             import_extra(library, "report")
     earlier = _earlier(config)
     inputs = load_inputs(config)
-    out = _prepare(config, earlier)
+    out = Path(config.out)
+    begin_folder(config, out, earlier)
     trained = train_all(config, inputs, out, progress)
 
     log = ScoreLog.read(out / "log")
@@ -91,16 +92,3 @@ def _earlier(config: RunConfig) -> list[Path]:
             "another --out, or a copy of it."
         )
     return earlier
-
-
-def _prepare(config: RunConfig, earlier: list[Path]) -> Path:
-    """Make the output folder, empty of earlier outputs, and save the configuration in it."""
-    out = Path(config.out)
-    try:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.yaml")
-    except OSError as error:
-        raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
-    return out

@@ -5,8 +5,9 @@ This module is read to build ``gradmimic run --help``, so it imports nothing hea
 
 import importlib
 import math
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from gradmimic.atomic import atomic_write
 from gradmimic.errors import ConfigError
 
 Config = TypeVar("Config")
+CONFIG = "config.yaml"  # in the folder of a run
 
 
 def key(default: Any, group: str, text: str) -> Any:
@@ -43,6 +45,36 @@ def check_positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, str | None) and not value > 0:
             raise ConfigError(f"{name} must be positive, got {value}.")
+
+
+def check_rate(config: Any) -> None:
+    """Refuse a share of canaries that is none.
+
+    Raises:
+        ConfigError: it is not in (0, 1].
+    """
+    rate = config.canary_rate
+    if rate is not None and not 0 < rate <= 1:
+        raise ConfigError(f"canary_rate must be in (0, 1], got {rate}.")
+
+
+def check_canaries(config: Any, weights: str) -> None:
+    """Refuse what asks canaries where there are none, and a temperature that is not used.
+
+    Args:
+        config: of a training.
+        weights: how scores become batch weights, by default or as given.
+
+    Raises:
+        ConfigError: keys disagree, or the share of canaries is none.
+    """
+    if weights == "posterior" and config.canaries == "off":
+        raise ConfigError("weighting is posterior but canaries is off; it needs canaries.")
+    if config.weighting == "posterior" and config.temperature is not None:
+        raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
+    if config.rule == "calibrated" and config.canaries == "off":
+        raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
+    check_rate(config)
 
 
 def as_plain(config: Any) -> dict[str, Any]:
@@ -92,6 +124,21 @@ def save_keys(config: Any, file: Path) -> None:
     text = yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True)
     with atomic_write(file) as stream:
         stream.write(text.encode())
+
+
+def begin_folder(config: Any, out: Path, earlier: Iterable[Path]) -> None:
+    """Make a run's folder, without what is to be replaced, and save the configuration in it.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+    try:
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        save_keys(config, out / CONFIG)
+    except OSError as error:
+        raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error
 
 
 def read_keys(file: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gradmimic.canaries import Canaries, CanaryLosses, enough
 from gradmimic.data import Samples, read_samples
 from gradmimic.data.pairs.census import Row
-from gradmimic.errors import DataError, LogError, listed
+from gradmimic.errors import DataError, listed
 from gradmimic.log import ScoreLog
 from gradmimic.outputs import Outputs
 from gradmimic.run.checkpoints import (
@@ -45,6 +45,7 @@ from gradmimic.run.score_folder import (
     digest_samples,
     finish,
     open_folder,
+    telling_of_disk,
 )
 from gradmimic.scoring import score
 from gradmimic.separation import Area
@@ -192,39 +193,33 @@ def _score_share(
 
     given = {"data": config.data, "reference": config.reference, "checkpoints": [*models]}
     about = {"score": told, "given": given}
-    try:
-        with ScoreLog(out / "log", config=about, seed=config.seed, rank=place.rank) as log:
-            if place.rank == 0:
-                write_labels(out / "labels.parquet", batches.samples)
-            done = finished(log, len(batches))
-            own = range(place.rank, len(batches), place.processes)
-            what = "score" if place.processes == 1 else f"score, 1 of {place.processes} shares"
-            on_batch: Callable[[int], None] = lambda _samples: None
-            if place.rank == 0:
-                on_batch = progress(what, sum(map(batches.rows_of, own)))
-                on_batch(sum(batches.rows_of(number) for number in own if number in done))
-            score(
-                with_shared_trunks(models) if config.params == "head" else models,
-                toward.reference,
-                batches,
-                losses,
-                log,
-                ids=lambda batch: batch.ids,
-                params=config.params,
-                align=toward.align,
-                temperature=toward.temperature,
-                engine=config.engine,
-                processes=place.processes,
-                on_batch=on_batch,
-            )
-    except (LogError, DataError, OSError) as error:
-        disk = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(disk, OSError):
-            raise
-        raise LogError(
-            f"cannot write to {out}: {disk}. What was scored before is kept: make room, and start "
-            "the same command again."
-        ) from error
+    with (
+        telling_of_disk(out, DataError),
+        ScoreLog(out / "log", config=about, seed=config.seed, rank=place.rank) as log,
+    ):
+        if place.rank == 0:
+            write_labels(out / "labels.parquet", batches.samples)
+        done = finished(log, len(batches))
+        own = range(place.rank, len(batches), place.processes)
+        what = "score" if place.processes == 1 else f"score, 1 of {place.processes} shares"
+        on_batch: Callable[[int], None] = lambda _samples: None
+        if place.rank == 0:
+            on_batch = progress(what, sum(map(batches.rows_of, own)))
+            on_batch(sum(batches.rows_of(number) for number in own if number in done))
+        score(
+            with_shared_trunks(models) if config.params == "head" else models,
+            toward.reference,
+            batches,
+            losses,
+            log,
+            ids=lambda batch: batch.ids,
+            params=config.params,
+            align=toward.align,
+            temperature=toward.temperature,
+            engine=config.engine,
+            processes=place.processes,
+            on_batch=on_batch,
+        )
     return sum(map(batches.rows_of, done))
 
 

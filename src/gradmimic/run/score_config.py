@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from gradmimic.errors import ConfigError
-from gradmimic.run.keys import check_least, check_positive, key, resolve
+from gradmimic.run.keys import check_least, check_positive, check_rate, key, resolve
 
 CHECKPOINTS = (
     "Weights of one training, in order: files, folders of them, or patterns; with the task clip "
@@ -73,7 +73,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         _check_given(self)
         check_least(self, batch_size=1, image_size=1, seed=0)
-        _check_rate(self.canary_rate)
+        check_rate(self)
         check_positive(self, "temperature")
         if self.params != "head" and (self.align in ("shift", "outputs") or self.is_table):
             raise ConfigError(
@@ -175,7 +175,7 @@ class PairScoreConfig:
                 "another pair to tell a pair from."
             )
         check_least(self, image_size=1, workers=0, seed=0)
-        _check_rate(self.canary_rate)
+        check_rate(self)
         check_positive(self, "temperature")
 
 
@@ -219,8 +219,3 @@ def _check_given(config: ScoreConfig | PairScoreConfig) -> None:
         raise ConfigError("There is no data: give --data PATH.")
     if not config.reference:
         raise ConfigError("There is no reference: give --reference, better weights.")
-
-
-def _check_rate(rate: float | None) -> None:
-    if rate is not None and not 0 < rate <= 1:
-        raise ConfigError(f"canary_rate must be in (0, 1], got {rate}.")

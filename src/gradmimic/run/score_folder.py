@@ -9,7 +9,8 @@ log/.at-work-1    when process 1 last showed that it is alive
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,30 @@ def signs_of_life(out: Path) -> object:
 def said_before(out: Path) -> dict[str, Any]:
     """Return what the folder's log says that it is of; nothing where there is none."""
     return _said(out) if _has_log(out) else {}
+
+
+@contextmanager
+def telling_of_disk(out: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Say what to do where the disk is full or gone.
+
+    Args:
+        out: the folder.
+        kinds: errors, beside the log's and the system's own, that writing to it may end in.
+
+    Raises:
+        LogError: the folder cannot be written to.
+    """
+    caught: tuple[type[Exception], ...] = (LogError, OSError, *kinds)
+    try:
+        yield
+    except caught as error:
+        disk = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(disk, OSError):
+            raise
+        raise LogError(
+            f"cannot write to {out}: {disk}. What was scored before is kept: make room, and start "
+            "the same command again."
+        ) from error
 
 
 def count_rows(log: Path) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from gradmimic.errors import ConfigError
-from gradmimic.run.keys import as_plain, check_least, check_positive, key
+from gradmimic.run.keys import as_plain, check_canaries, check_least, check_positive, key
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,9 @@ class ClipConfig:
                 f"lock is {self.lock}, but start is scratch: a tower of fresh weights would stay "
                 "as it is. Give start: pretrained, or a file of weights."
             )
-        if self.weighting == "posterior" and self.canaries == "off":
-            raise ConfigError("weighting is posterior but canaries is off; it needs canaries.")
-        if self.weighting == "posterior" and self.temperature is not None:
-            raise ConfigError("weighting is posterior, which knows no temperature; leave one out.")
-        if self.rule == "calibrated" and self.canaries == "off":
-            raise ConfigError("rule is calibrated but canaries is off; it needs canaries.")
+        check_canaries(self, self.weighting)
         if self.aggregate == "stacked" and self.canaries == "off":
             raise ConfigError("aggregate is stacked but canaries is off; canaries tell how.")
-        if self.canary_rate is not None and not 0 < self.canary_rate <= 1:
-            raise ConfigError(f"canary_rate must be in (0, 1], got {self.canary_rate}.")
         if self.batch_size < 2:
             raise ConfigError(
                 f"batch_size must be at least 2, got {self.batch_size}: a contrastive loss needs "

@@ -7,7 +7,6 @@ Everything it leaves lies in one folder. A run that was cut off is taken up agai
 command, where the last round of a training ended.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +32,9 @@ from gradmimic.run.clip.sets import open_tests
 from gradmimic.run.clip.state import FOLDER
 from gradmimic.run.clip.trainings import Trainings
 from gradmimic.run.config import load_task
-from gradmimic.run.keys import save_keys
+from gradmimic.run.keys import CONFIG, begin_folder
 from gradmimic.run.outcome import Outcome
 
-CONFIG = "config.yaml"
 OUTPUTS = (
     CONFIG, FOLDER, "reference.pt", "plain.pt", "reweighted.pt", "selected.pt", "log",
     "selection.parquet", "metrics.json", "report.html",
@@ -73,7 +71,7 @@ def run_clip(
     trainings = Trainings(config, pair, tests, out, progress)
     read = trainings.read()
     inputs = load_pairs(config, pair, progress)
-    _prepare(config, out, earlier)
+    begin_folder(config, out, earlier)
     trainings.states.check_inputs({"pairs": inputs.fingerprint, "samples": len(inputs.train)})
 
     better = trainings.better(inputs, read)
@@ -138,14 +136,3 @@ def _same(config: ClipConfig, file: Path) -> bool:
     return isinstance(before, ClipConfig) and replace(before, overwrite=False) == replace(
         config, overwrite=False
     )
-
-
-def _prepare(config: ClipConfig, out: Path, earlier: list[Path]) -> None:
-    """Make the output folder, empty of what is to be replaced, and save the configuration."""
-    try:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        out.mkdir(parents=True, exist_ok=True)
-        save_keys(config, out / CONFIG)
-    except OSError as error:
-        raise ConfigError(f"Cannot write to the output folder {out}: {error}") from error

@@ -16,9 +16,13 @@ from gradmimic.errors import AlignmentError, ConfigError, ReferenceMismatchError
 from gradmimic.pair_model import PairModel
 from gradmimic.projection import scored_projections
 from gradmimic.reference import Reference, load_reference
-from gradmimic.rotation import NEAR, nearness
 from gradmimic.run.clip.config import ClipConfig
-from gradmimic.run.clip.models import load_weights, open_pair_model, read_pair_reference
+from gradmimic.run.clip.models import (
+    load_weights,
+    open_pair_model,
+    pick_pair_alignment,
+    read_pair_reference,
+)
 
 _OTHER = 7_919  # added to the seed, for other initial weights than the model's
 _CAPTIONS = ["Two dogs on a beach, 1987.", "naïve façade – 漢字 🙂", "the " * 100]
@@ -129,12 +133,7 @@ def picked_alignment(config: ClipConfig, pair: PairModel, params: Params, better
         return config.align
     if config.start == "scratch" and not_transported(pair, params, better) is None:
         return "transport"
-    weights = better.weights
-    try:
-        near = nearness(pair.model, choose(pair.model, params), weights)
-    except AlignmentError:  # nothing that can be turned is scored
-        return "none"
-    return "none" if weights.fixed or near > NEAR else "rotation"
+    return pick_pair_alignment(better.weights, pair, params)[0]
 
 
 def not_transported(pair: PairModel, params: Params, better: Better) -> str | None:

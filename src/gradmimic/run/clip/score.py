@@ -25,7 +25,7 @@ from gradmimic.contrastive import Embedded
 from gradmimic.data.pairs import Census, PairBatch, PairSource, open_pairs
 from gradmimic.data.pairs.census import plain
 from gradmimic.direction import Params
-from gradmimic.errors import LogError, listed
+from gradmimic.errors import listed
 from gradmimic.log import ScoreLog
 from gradmimic.run.checkpoints import digest
 from gradmimic.run.clip.answers import Answers
@@ -50,6 +50,7 @@ from gradmimic.run.score_folder import (
     said_before,
     signs_of_life,
     tell_apart,
+    telling_of_disk,
 )
 from gradmimic.separation import Area
 from gradmimic.trial import Given
@@ -113,21 +114,13 @@ def score_pairs(
         told["reference towers"] = digest(models.whole.model.state_dict())
     open_folder(out, told, place, overwrite=config.overwrite)
     began = time.perf_counter()
-    try:
+    with telling_of_disk(out):
         before = _score_share(config, models, source, params, told, place, progress)
         if not finish(out, place):
             return None
         census = Census(read_counts(out / "shards"))
         with atomic_write(out / "census.json") as file:
             file.write(json.dumps(census.to_dict(), indent=2).encode())
-    except (LogError, OSError) as error:
-        disk = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(disk, OSError):
-            raise
-        raise LogError(
-            f"cannot write to {out}: {disk}. What was scored before is kept: make room, and start "
-            "the same command again."
-        ) from error
     seconds = time.perf_counter() - began
     visits, canaries = count_rows(out / "log")
     apart = tell_apart(out / "log")

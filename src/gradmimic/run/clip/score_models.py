@@ -19,12 +19,11 @@ from gradmimic.run.clip.models import (
     read_pair_reference,
 )
 from gradmimic.run.clip.prepare import Better, fed_alike, not_transported, open_whole
-from gradmimic.run.keys import read_keys
+from gradmimic.run.keys import CONFIG, read_keys
 from gradmimic.run.score_config import PairScoreConfig
 
 TOWERS = ("image", "text", "both")
 _FORMS = ("hf:", "open_clip:")
-_CONFIG = "config.yaml"  # which a run saves beside its weights
 
 
 class Models(NamedTuple):
@@ -158,14 +157,14 @@ def _checkpoints(given: str, config: PairScoreConfig) -> list[PairModel]:
 
 def _told(file: Path, config: PairScoreConfig) -> tuple[str, int | None]:
     """Return the model that a file's weights are of, and its image size."""
-    beside = file.parent / _CONFIG
+    beside = file.parent / CONFIG
     keys = read_keys(beside) if beside.is_file() else {}
     of_run = keys.get("task") == "clip"
     spec = config.model or (str(keys.get("model", "")) if of_run else "")
     if not spec:
         raise ConfigError(
             f"{file} is a file of weights, which does not say what model they are of, and there is "
-            f"no {_CONFIG} of a run on pairs beside it. Give --model: small, hf:… or open_clip:…"
+            f"no {CONFIG} of a run on pairs beside it. Give --model: small, hf:… or open_clip:…"
         )
     size = config.image_size or (keys.get("image_size") if of_run else None)
     return spec, size if isinstance(size, int) else None
