@@ -340,3 +340,34 @@ def test_a_block_that_cannot_begin_leaves_nothing_behind():
     with pytest.raises(UsageError, match="no forward pass to weigh"):
         mimic.weigh(LOSSES(model, batch))
     weighed(mimic, model, batch).backward()
+
+
+@pytest.mark.parametrize("reweight", ["all", "scored"])
+@pytest.mark.parametrize("engine", ["forward", "ghost", "oracle"])
+def test_shares_say_what_each_sample_counts_in_the_plain_loss(engine, reweight):
+    model, reference = zoo.build("transformer", 3)
+    batch = zoo.draw("transformer", 6)
+    tokens = torch.tensor([3.0, 1, 4, 1, 5, 9], dtype=torch.float64)
+    shares = tokens / (2 * tokens.sum())  # as in a step of two such batches
+    options = {"params": "all", "engine": engine, "reweight": reweight}
+    for temperature in (0.3, math.inf):
+        mimic = GradMimic(model, reference, temperature=temperature, **options)
+        actual = gradients(model, weighed(mimic, model, batch, shares=shares))
+        weights = mimic.weights if temperature < math.inf else torch.full_like(shares, 1 / 6)
+        expected = gradients(model, (6 * weights * shares * LOSSES(model, batch)).sum())
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-12)
+    warm = GradMimic(model, reference, warmup=1, **options)
+    loss = weighed(warm, model, batch, shares=shares)
+    torch.testing.assert_close(loss, (shares * LOSSES(model, batch)).sum())
+
+
+def test_shares_that_do_not_fit():
+    model, reference = zoo.build("mlp", 3)
+    batch, mimic = zoo.draw("mlp", 4), GradMimic(model, reference)
+    for shares, message in (
+        (torch.ones(3), r"shape \[4\], got torch.float32 of shape \[3\]"),
+        (torch.ones(4, dtype=torch.long), "got torch.int64"),
+    ):
+        with pytest.raises(LossError, match=message):
+            weighed(mimic, model, batch, shares=shares)

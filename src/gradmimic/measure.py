@@ -13,7 +13,7 @@ from gradmimic.engines import pick_engine
 from gradmimic.engines.gradients import per_sample_gradients
 from gradmimic.engines.oracle import OracleEngine
 from gradmimic.engines.segment import segment
-from gradmimic.errors import LossError, UnsupportedOperationError
+from gradmimic.errors import LossError, UnsupportedOperationError, UsageError
 from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.score import cosine, projection
 from gradmimic.wrapped import inside_ddp, keep_out_of_graphs, past_ddp, unwrapped
@@ -170,6 +170,30 @@ def check_shape(losses: Tensor) -> None:
                 if losses.ndim == 0
                 else "Reduce every dimension but the first, e.g. losses.flatten(1).mean(1)."
             )
+        )
+
+
+def check_shares(shares: Tensor, losses: Tensor, *, trained_canaries: bool = False) -> None:
+    """Raise unless there is one share of the plain loss per sample.
+
+    Args:
+        shares: expected ``[b]``, floating point.
+        losses: ``[b]``.
+        trained_canaries: whether canaries train as well, of whose shares nothing is known.
+
+    Raises:
+        LossError: another shape or dtype.
+        UsageError: there are trained canaries.
+
+    Example:
+        >>> check_shares(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 2.0]))
+    """
+    if trained_canaries:
+        raise UsageError("Canaries that are trained on have no share: leave out shares.")
+    if shares.shape != losses.shape or not shares.is_floating_point():
+        raise LossError(
+            f"Expected one share per sample, a floating point tensor of shape "
+            f"{list(losses.shape)}, got {shares.dtype} of shape {list(shares.shape)}."
         )
 
 

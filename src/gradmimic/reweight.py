@@ -30,7 +30,7 @@ from gradmimic.joining import Joining
 from gradmimic.learned import learned, put_back
 from gradmimic.learning import Learning
 from gradmimic.log import ScoreLog
-from gradmimic.measure import check_losses, check_shape
+from gradmimic.measure import check_losses, check_shape, check_shares
 from gradmimic.outputs import Outputs
 from gradmimic.overtaken import lower
 from gradmimic.ranks import Ranks
@@ -237,6 +237,7 @@ class GradMimic(Joining):
         *,
         epoch: int | None = None,
         canaries: CanaryLosses | None = None,
+        shares: Tensor | None = None,
     ) -> Tensor:
         """Turn the losses of the last ``with`` block into the one loss to step on.
 
@@ -249,6 +250,9 @@ class GradMimic(Joining):
                 sample's visits are told apart by their steps.
             canaries: what ``Canaries`` drew from this forward pass; scored and logged, but part
                 neither of the loss nor of the weights, unless drawn to be trained on.
+            shares: ``[b]``, where the plain loss is no mean of samples: what each one counts in it,
+                say its tokens over those of the whole step. The loss is then Σ_i b w_i s_i ℓ_i with
+                b over all ranks, which for equal weights is Σ_i s_i ℓ_i.
 
         Returns:
             A scalar, in the unit of the losses. With ``reweight="scored"`` its value is the plain
@@ -277,9 +281,12 @@ class GradMimic(Joining):
                 if elsewhere is None:
                     self._observe(ids)
                 self.step += 1
-                return whole_batch(self._ranks, None, losses, len(losses)).mean(losses)
+                return whole_batch(self._ranks, None, losses, len(losses)).mean(losses, shares)
             self._learning.check(self._alignment, canaries)
             b = len(losses)
+            if shares is not None:
+                trained = canaries is not None and canaries.trained
+                check_shares(shares, losses, trained_canaries=trained)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             known = self._observe(ids)
             with unheard_by_ddp(losses):
@@ -293,7 +300,7 @@ class GradMimic(Joining):
             whole = whole_batch(self._ranks, scores, scored, b, known, canaries, ids)
             if not whole.scored:  # some rank has just found its head
                 self.step += 1
-                return whole.mean(losses)
+                return whole.mean(losses, shares)
             weights = self._learning.weights(whole, self.step)
             # one transfer for all of them: on a GPU each one waits for the device
             columns = scores, whole.weights_here(weights).to(scores), scored.detach()  # [b + c]
@@ -316,13 +323,13 @@ class GradMimic(Joining):
             self.scores, self.weights = scores[:b], here[:b]
             self.step += 1
             if not training:
-                return whole.mean(losses)
-            shares = here[: len(losses)] * whole.ranks
+                return whole.mean(losses, shares)
+            factors = whole.factors(here[: len(losses)], shares)
             if self._reweight == "all":
-                return current.weighted(losses, shares)
-            mean = whole.mean(losses)
+                return current.weighted(losses, factors)
+            mean = whole.mean(losses, shares)
             with unheard_by_ddp(losses):
-                return reweight_scored(losses, shares, mean, self._subset, current.stand_ins)
+                return reweight_scored(losses, factors, mean, self._subset, current.stand_ins)
         finally:
             current.close()
 

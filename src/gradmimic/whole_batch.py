@@ -57,9 +57,15 @@ class WholeBatch:
         outside = len(self.scores) - len(weights)  # canaries weigh nothing
         return (F.pad(weights, (0, outside)) if outside else weights)[self.own]
 
-    def mean(self, losses: Tensor) -> Tensor:
-        """Return this rank's part of the plain mean; 0 for an empty batch, not NaN."""
+    def mean(self, losses: Tensor, shares: Tensor | None = None) -> Tensor:
+        """Return this rank's part of the plain mean, or Σ_i s_i ℓ_i; 0 for an empty batch."""
+        if shares is not None:
+            return (shares * losses).sum()
         return losses.sum() * (self.ranks / max(self.weighed, 1))
+
+    def factors(self, weights: Tensor, shares: Tensor | None) -> Tensor:
+        """Return what to multiply this rank's losses with: R w_i, or B w_i s_i."""
+        return weights * (self.ranks if shares is None else self.weighed * shares)
 
     def plainest(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the scores of the canaries that make the fewest assumptions, of ``[B + C]``."""
