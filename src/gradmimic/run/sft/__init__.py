@@ -1,0 +1,1 @@
+"""The job on instructions and their responses: ``--task sft``."""
