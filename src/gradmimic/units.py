@@ -74,6 +74,7 @@ def score_units(
     temperature: float | Literal["auto"],
     engine: str,
     on_batch: Callable[[int], None],
+    on_scored: Callable[[int, Any, list[Scores]], None] | None = None,
 ) -> int:
     """Score units, and log them.
 
@@ -90,6 +91,8 @@ def score_units(
         temperature: τ of the logged weights.
         engine: the engine's name.
         on_batch: told of the samples of every batch.
+        on_scored: told of every batch, before any of its rows can be written: the number of its
+            unit, the batch, and its scores.
 
     Returns:
         How many samples were scored.
@@ -104,7 +107,7 @@ def score_units(
             stack.enter_context(evaluating(model))
         weighing = Weighing(temperature)
         visits: list[Visit] = []
-        writer = _Writer(log, units)
+        writer = _Writer(log, units, on_scored)
         waiting: _Rows | None = None  # a GPU works on the next batch while these are written
         for number, batch, last in units.read(wanted):
             sample_ids = [] if batch is None else ids(batch)
@@ -125,7 +128,7 @@ def score_units(
                 del shown  # memory that the rest may want
             if waiting is not None:
                 writer.add(waiting)
-            waiting = _Rows(number, last, sample_ids, scored)
+            waiting = _Rows(number, last, batch, sample_ids, scored)
             samples += len(sample_ids)
             on_batch(len(sample_ids))
         if waiting is not None:
@@ -139,6 +142,7 @@ class _Rows(NamedTuple):
 
     unit: int
     last: bool
+    batch: Any
     ids: Any
     scored: list[Scores]
 
@@ -146,9 +150,14 @@ class _Rows(NamedTuple):
 class _Writer:
     """Logs whole units, and writes a part from time to time."""
 
-    def __init__(self, log: ScoreLog, units: Units) -> None:
+    def __init__(
+        self,
+        log: ScoreLog,
+        units: Units,
+        on_scored: Callable[[int, Any, list[Scores]], None] | None,
+    ) -> None:
         log.flush()
-        self._log, self._units = log, units
+        self._log, self._units, self._on_scored = log, units, on_scored
         self._open: dict[int, list[tuple[_Rows, npt.NDArray[np.float32]]]] = {}
         self._rows, self._written = 0, time.monotonic()
 
@@ -160,6 +169,10 @@ class _Writer:
             table = torch.cat([own.columns.to(device) for own in rows.scored], 1).cpu().numpy()
             if not np.isfinite(table).all():
                 raise _not_finite(rows, table, self._units.called(rows.unit))
+            if self._on_scored is not None:
+                self._on_scored(rows.unit, rows.batch, rows.scored)
+            scored = [own._replace(tokens=None) for own in rows.scored]  # these were told of
+            rows = rows._replace(batch=None, scored=scored)
             self._open.setdefault(rows.unit, []).append((rows, table))
         if rows.last:
             self._log_unit(rows.unit)

@@ -20,11 +20,18 @@ from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
 from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, find_head
 from gradmimic.engines import Engine, pick_engine
-from gradmimic.errors import DirectionError, GradMimicError, LossError, UnsupportedOperationError
+from gradmimic.errors import (
+    DirectionError,
+    GradMimicError,
+    LossError,
+    UnsupportedOperationError,
+    UsageError,
+)
 from gradmimic.measure import check_shape
 from gradmimic.outputs import Outputs
 from gradmimic.reference import load_reference
 from gradmimic.score import projection
+from gradmimic.token_losses import TokenLosses
 from gradmimic.toward_outputs import OutputForward, TowardOutputs
 from gradmimic.trial import Given, pick_alignment
 from gradmimic.weighting import Weighting
@@ -38,6 +45,7 @@ class Said(NamedTuple):
     losses: Tensor  # [b]
     canaries: CanaryLosses | None = None
     others: Mapping[str, Tensor] = {}  # by scorer [b + c], of the samples, then of the canaries
+    tokens: TokenLosses | None = None  # [b, t], where the scores of tokens are wanted too
 
 
 Losses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, CanaryLosses | None] | Said]
@@ -52,6 +60,7 @@ class Scores(NamedTuple):
     canaries: CanaryLosses | None
     known: Tensor | None
     norm: float
+    tokens: Tensor | None = None  # [b, t], 0 where masked; their mean is the sample's own score
 
 
 class Weighing:
@@ -134,12 +143,13 @@ class Visit:
             with single_pass:
                 found: Any = losses(self._model, batch)
                 several = isinstance(found, tuple) and not isinstance(found, CanaryLosses)
-                values, canaries, others = Said(*found) if several else Said(found)
+                values, canaries, others, tokens = Said(*found) if several else Said(found)
                 check_shape(values)
                 if len(values) != len(ids):
                     raise LossError(
                         f"Expected as many ids as losses, got {len(ids)} and {len(values)}."
                     )
+            each = None if tokens is None else _each_token(single_pass, tokens, v.norm)
             if canaries is None:
                 both, derivative = values, single_pass.derivative(values)
             else:
@@ -154,8 +164,19 @@ class Visit:
         for name, (scores, weigh) in by_scorer.items():
             weights = F.pad(weigh(scores[:b], known), (0, len(both) - b))  # canaries weigh nothing
             columns = torch.stack((scores, weights, both.detach())).float()
-            scored.append(Scores(self, name, columns, canaries, known, v.norm))
+            own = each if name == "mimic" else None
+            scored.append(Scores(self, name, columns, canaries, known, v.norm, own))
         return scored
+
+
+def _each_token(single_pass: Engine | OutputForward, tokens: TokenLosses, norm: float) -> Tensor:
+    """Return ``[b, t]``, m_{i,t} = −(d/dε ℓ_{i,t}(θ + ε v)) / ‖v‖."""
+    if isinstance(single_pass, OutputForward):
+        raise UsageError(
+            "Tokens have scores toward a reference's weights only: with align='outputs', ask for "
+            "those of samples alone."
+        )
+    return projection(single_pass.along(tokens.losses), norm).masked_fill(~tokens.counted, 0)
 
 
 def begin(

@@ -41,6 +41,9 @@ class Engine(Protocol):
     def derivative(self, losses: Tensor) -> Tensor:
         """Return ``[b]``, d/dε ℓ_i(θ + ε v) at ε = 0; once, after the pass."""
 
+    def along(self, values: Tensor) -> Tensor:
+        """Return d/dε of any tensor of the pass, of its shape; the pass goes on."""
+
     def derivative_beside(
         self, losses: Tensor, canaries: Tensor, rows: Sequence[int] | None
     ) -> Tensor:

@@ -119,6 +119,13 @@ class AutoEngine(Pass):
         except (UnsupportedOperationError, LossError) as error:
             return self._take_over(losses, error).derivative(losses)
 
+    def along(self, values: Tensor) -> Tensor:
+        """Return the derivative along v of any tensor of the pass, of its shape."""
+        try:
+            return self._engine.along(values)
+        except (UnsupportedOperationError, LossError) as error:
+            return self._take_over(values, error).along(values)
+
     def derivative_beside(
         self, losses: Tensor, canaries: Tensor, rows: Sequence[int] | None
     ) -> Tensor:

@@ -13,6 +13,15 @@ class Pass:
         """Return ``[b]``, d/dε ℓ_i(θ + ε v) at ε = 0; once, after the pass."""
         raise NotImplementedError
 
+    def along(self, values: Tensor) -> Tensor:
+        """Return the derivative along v of any tensor of the pass, of its shape; the pass goes on.
+
+        Args:
+            values: what was computed in the pass, the losses of tokens ``[b, t]``, say; asked for
+                before :meth:`derivative`.
+        """
+        raise NotImplementedError
+
     def derivative_beside(
         self, losses: Tensor, canaries: Tensor, rows: Sequence[int] | None
     ) -> Tensor:

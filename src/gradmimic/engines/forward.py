@@ -158,8 +158,14 @@ class ForwardEngine(Pass):
                 "This forward pass is over: it was weighed already, or another one began since. "
                 "Call weigh once after each `with` block."
             )
-        tangent = fwAD.unpack_dual(losses).tangent
-        self.close()
+        try:
+            return self.along(losses)
+        finally:
+            self.close()
+
+    def along(self, values: Tensor) -> Tensor:
+        """Return the tangent of any tensor of the pass, of its shape."""
+        tangent = fwAD.unpack_dual(values).tangent
         if tangent is None:
             raise LossError(
                 "The losses do not depend on the scored parameters. Expected losses computed from "

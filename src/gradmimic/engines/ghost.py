@@ -33,6 +33,7 @@ from gradmimic.engines.layout import Layout, inner, per_sample
 from gradmimic.engines.one_backward import Kept, has_room, one_backward
 from gradmimic.engines.operations import Call
 from gradmimic.engines.recorder import Recorder
+from gradmimic.engines.transposed import transposed_derivative
 from gradmimic.errors import GradMimicError, LossError, UnsupportedOperationError, UsageError
 
 Backward = Literal["auto", "once", "twice", "never"]
@@ -154,6 +155,18 @@ class GhostEngine(Pass):
         """Return ``[b]``, the losses' derivative along v."""
         (found,) = self._take([(losses, None)])
         return found
+
+    def along(self, values: Tensor) -> Tensor:
+        """Return the derivative of each number of a tensor, by differentiating twice."""
+        with torch.enable_grad():
+            flat = values.flatten()
+        try:
+            return transposed_derivative(flat, self.stand_ins, self._direction).view_as(values)
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedOperationError(
+                f"The model cannot be differentiated twice, so a sample's score has no parts: "
+                f"{error} Use engine='forward' or engine='secant', or ask for no scores of tokens."
+            ) from error
 
     def derivative_beside(
         self, losses: Tensor, canaries: Tensor, rows: Sequence[int] | None
