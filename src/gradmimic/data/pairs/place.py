@@ -63,13 +63,14 @@ class Place:
         return stems if len(set(stems)) == len(names) else names
 
 
-def find(data: str, kinds: Sequence[Sequence[str]]) -> Place:
+def find(data: str, kinds: Sequence[Sequence[str]], what: str = "pairs") -> Place:
     """Find the files that a path, a pattern, a folder or a URL means.
 
     Args:
         data: a file; a pattern with ``{0000..0099}`` or ``*``; or a folder, with all its folders.
         kinds: the suffixes of each kind of file wanted in a folder; the first kind of which there
             is any there decides.
+        what: the data are, for messages.
 
     Returns:
         The files. Those that are named one by one, or in braces, need not exist.
@@ -89,7 +90,7 @@ def find(data: str, kinds: Sequence[Sequence[str]]) -> Place:
                 raise DataError(f"no file matches {each} in {data}; check the pattern")
             paths += found
         elif (sole or not posixpath.splitext(each)[1]) and fs.isdir(each):
-            paths += _folder(fs, each, kinds, data)
+            paths += _folder(fs, each, kinds, f"the folder {data} holds no {what}")
         else:
             paths.append(each)
     if len(paths) == 1 and not fs.exists(paths[0]):
@@ -125,7 +126,7 @@ def _expand(path: str) -> list[str]:
     return list(import_extra("braceexpand", "webdataset").braceexpand(path))
 
 
-def _folder(fs: Any, folder: str, kinds: Sequence[Sequence[str]], data: str) -> list[str]:
+def _folder(fs: Any, folder: str, kinds: Sequence[Sequence[str]], problem: str) -> list[str]:
     """List the files of a folder that are of the first kind of which there are any."""
     files = sorted(path for path in fs.find(folder) if not _hidden(path[len(folder) :]))
     for suffixes in kinds:
@@ -133,9 +134,7 @@ def _folder(fs: Any, folder: str, kinds: Sequence[Sequence[str]], data: str) -> 
         if found:
             return found
     wanted = ", ".join(suffix for suffixes in kinds for suffix in suffixes)
-    raise DataError(
-        f"the folder {data} holds no pairs: no file among {len(files)} ends in {wanted}"
-    )
+    raise DataError(f"{problem}: no file among {len(files)} ends in {wanted}")
 
 
 def _hidden(path: str) -> bool:

@@ -1,7 +1,6 @@
 """Token sequences of one forward pass: b samples, then c canaries, each a row of its own.
 
-input_ids       The  sky  is  ?  Blue  .  </s>  <pad>
-labels          -100 -100 ...    Blue  .  </s>  -100         what the model is to say
+labels = input_ids where the model is to learn what it says, else −100; they are not shifted.
 """
 
 from typing import NamedTuple
