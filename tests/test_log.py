@@ -380,3 +380,59 @@ def raising(error):
         raise error
 
     return call
+
+
+def logged(path, steps=6, rows_per_part=4, rank=0):
+    log = ScoreLog(path, rows_per_part=rows_per_part, rank=rank)
+    for step in range(steps):
+        ids = [10 * step, 10 * step + 1]
+        log.append(ids, [0.5, -0.5], [0.6, 0.4], [0.1, 0.2], epoch=0, step=step, direction_norm=1.5)
+    return log
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 6])
+def test_a_log_is_cut_back_to_any_step_and_goes_on_from_there(tmp_path, step):
+    whole = logged(tmp_path / "whole").scan()
+    log = logged(tmp_path / "cut")  # its parts hold two steps each
+    log.cut(step)
+    assert log.scan().equals(whole.slice(0, 2 * step))
+    assert sorted(log.run["direction_norm"]) == list(range(step))
+    for again in range(step, 6):
+        ids = [10 * again, 10 * again + 1]
+        log.append(ids, [0.5, -0.5], [0.6, 0.4], [0.1, 0.2], epoch=0, step=again)
+    log.close()
+    assert ScoreLog.read(log.path).scan().equals(whole)
+
+
+def test_a_cut_keeps_the_events_that_there_were(tmp_path):
+    log = logged(tmp_path)
+    for name, step in (("a", 2), ("b", 3), ("c", 3)):
+        log.mark(name, step)
+    log.cut(3, events=2)
+    assert [event["event"] for event in log.run["events"]] == ["a", "b"]
+    log.cut(3)
+    assert [event["event"] for event in log.run["events"]] == ["a"]
+    log.close()
+
+
+def test_each_rank_cuts_its_own_rows_and_rank_0_those_of_ranks_that_are_gone(tmp_path):
+    logs = [logged(tmp_path, rank=rank) for rank in range(3)]
+    logs[0].cut(1, ranks=2)
+    steps = {rank: log_steps(logs[0], rank) for rank in range(3)}
+    assert steps == {0: [0], 1: [0, 1, 2, 3], 2: [0]}  # rank 1's last steps are not written yet
+    logs[1].cut(2)
+    assert log_steps(logs[0], 1) == [0, 1]
+    for log in logs:
+        log.close()
+
+
+def log_steps(log, rank):
+    return sorted(set(log.scan(["step"], pc.field("rank") == rank)["step"].to_pylist()))
+
+
+def test_a_log_that_was_cut_back_to_nothing_takes_other_ids(tmp_path):
+    log = logged(tmp_path)
+    log.cut(0)
+    log.append(["a"], [0.5], [1.0], [0.1], epoch=0, step=0)
+    assert log.scan(["sample_id"])["sample_id"].to_pylist() == ["a"]
+    log.close()

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from gradmimic.atomic import atomic_write, temporary_name
 from gradmimic.errors import LogError, UsageError
 from gradmimic.log_batch import Batch, checked_batch, checked_norm, to_table
+from gradmimic.log_cut import cut_parts, cut_run
 from gradmimic.log_reader import (
     FORMAT_VERSION,
     NORMS_KEY,
@@ -257,6 +258,49 @@ Nothing of this batch was logged (scorer 'mimic', epoch 0, step 3).
         self._batches.clear()
         self._norms = {}
         self._rows = 0
+
+    def cut(self, step: int, *, events: int | None = None, ranks: int | None = None) -> None:
+        """Forget a step and all later ones: a run that resumes there logs them again.
+
+        Each rank forgets its own rows, without waiting for the others.
+
+        Args:
+            step: the first one to go.
+            events: how many ``len(log.events)`` there were by then; None keeps those of earlier
+                steps.
+            ranks: how many share the log by now; where there were more before, rank 0 forgets
+                theirs. None: as many as before.
+
+        Raises:
+            LogError: a part is damaged, or the folder takes no change.
+
+        Example:
+            >>> import tempfile
+            >>> with ScoreLog(tempfile.mkdtemp()) as log:
+            ...     for step in range(3):
+            ...         log.append([step], [0.5], [1.0], [0.1], epoch=0, step=step)
+            ...     log.cut(2)
+            ...     log.scan(["sample_id"])["sample_id"].to_pylist()
+            [0, 1]
+        """
+        self.flush()
+        gone = sys.maxsize if ranks is None or self.rank != 0 else ranks
+        numbers = {part: part_numbers(part) for part in self.parts}
+        own = [part for part, (rank, _) in numbers.items() if rank == self.rank or rank >= gone]
+        try:
+            for part in own:
+                part_id_type(part)
+            left = [numbers[part] for part in cut_parts(own, step)]
+        except (OSError, pa.ArrowException) as error:
+            raise LogError(
+                f"cannot cut the log at {self.path} back to step {step}: {error}. Restore the "
+                "folder from a copy, or log to another one."
+            ) from error
+        self._next = max([number for rank, number in left if rank == self.rank], default=-1) + 1
+        if not self.parts:
+            self._ids_are_text = None
+        self._run = cut_run(self._run, step, events)
+        self._write_run()
 
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
         """Flush, then read everything appended so far; see ``LogReader.scan``."""

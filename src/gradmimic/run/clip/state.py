@@ -1,7 +1,7 @@
 """A training that was cut off is taken up where its last round ended.
 
     state/<stage>.pt     position, curve, weights, optimizer, random numbers, what the mimic learned
-    log/                 the parts that were written by then; later ones are removed
+    log/                 what was logged by then; the steps after it are cut off
 
 Tensors, numbers and text only: nothing that could run code is read.
 """
@@ -18,7 +18,6 @@ from torch import nn
 from gradmimic.atomic import atomic_write
 from gradmimic.errors import ConfigError, DataError
 from gradmimic.log import ScoreLog
-from gradmimic.log_reader import RUN_FILE
 from gradmimic.reweight import GradMimic
 from gradmimic.run.clip.train import Curve, Position, Training
 
@@ -91,7 +90,6 @@ class States:
             state["mimic"] = mimic.state_dict()
         if log is not None:
             log.flush()
-            state["parts"] = [part.name for part in log.parts]
             state["events"] = len(log.events)
         self._write(stage, state)
 
@@ -105,22 +103,6 @@ class States:
         training.curve, training.at = Curve(**state["curve"]), Position(**state["at"])
         torch.set_rng_state(state["random"])
         return state
-
-    def cut_log(self, state: Mapping[str, Any]) -> None:
-        """Remove from the log what was written after a state; all of it where there is none."""
-        folder = self._out / "log"
-        if not state:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        kept = set(state["parts"])
-        for part in folder.glob("part-*.parquet"):
-            if part.name not in kept:
-                part.unlink()
-        file = folder / RUN_FILE
-        run = json.loads(file.read_text(encoding="utf-8"))
-        run["events"] = run["events"][: state["events"]]
-        with atomic_write(file) as stream:
-            stream.write(json.dumps(run).encode())
 
     def remove(self) -> None:
         """Forget all states: the run is done."""

@@ -147,9 +147,9 @@ class Trainings:
         beside = self.has_clip_scores(data, better)
         training = self._begin(self.pair)
         state = self.states.resume(stage, training)
-        self.states.cut_log(state)
         canaries = self._canaries(data, training.at.step)
         with ScoreLog(self.out / "log", config=config.as_dict(), seed=config.seed) as log:
+            log.cut(state["mimic"]["step"] if state else 0, events=state.get("events"))
             toward = self._toward(better)
             mimic = self._mimic(training.pair, toward, log)
             if isinstance(toward, Answers):
