@@ -60,7 +60,8 @@ def combine(left: "Selection", right: "Selection", operation: Operation) -> pa.T
         operation: ``"&"``, ``"|"`` or ``"-"``.
 
     Raises:
-        DataError: one side has integer ids and the other strings, or a side cannot be read.
+        DataError: one side has integer ids and the other strings, or a side cannot be read or is no
+            selection.
 
     Example:
         >>> from gradmimic.curate import Selection
@@ -71,6 +72,11 @@ def combine(left: "Selection", right: "Selection", operation: Operation) -> pa.T
         >>> rows["reason"][2].as_py()[:15]
         'removed by left'
     """
+    if not isinstance(right, type(left)):
+        raise DataError(
+            f"a selection combines with a selection only, but {type(right).__name__} came. "
+            "Make one from ids and scores with Selection.from_scores(ids, scores)."
+        )
     if left.id_type != right.id_type and len(left) and len(right):
         raise DataError(
             f"selections are joined by id, but the left has {left.id_type} ids and the right "

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and NumPy files written piece by piece."""
+"""Files that appear whole or not at all, written piece by piece."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gradmimic.atomic import atomic_write
 from gradmimic.errors import DataError
@@ -44,6 +47,29 @@ def export(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ) from error
 
 
+def write_parquet(
+    path: str | os.PathLike[str], batches: Iterable[pa.RecordBatch], columns: pa.Schema
+) -> None:
+    """Write rows of a selection as one Parquet file."""
+    with (
+        export(path) as file,
+        pq.ParquetWriter(
+            file, columns, use_dictionary=["reason"], write_page_checksum=True
+        ) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def write_jsonl(path: str | os.PathLike[str], batches: Iterable[pa.RecordBatch]) -> None:
+    """Write one JSON object a line, ASCII only, so that no id can break a line."""
+    with export(path) as file:
+        for batch in batches:
+            for start in range(0, len(batch), 65_536):
+                rows = batch.slice(start, 65_536).to_pylist()
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
 def write_npy(file: BinaryIO, dtype: np.dtype[Any], pieces: Iterable[npt.NDArray[Any]]) -> int:
     """Write one-dimensional pieces as the ``.npy`` file that ``np.save`` makes of them joined.
 
@@ -76,6 +102,13 @@ def write_npy(file: BinaryIO, dtype: np.dtype[Any], pieces: Iterable[npt.NDArray
     _write_header(file, dtype, n)
     file.seek(end)
     return n
+
+
+def numpy_ids(ids: pa.Array) -> npt.NDArray[Any]:
+    """Return int64, or fixed-width strings, which load without pickle."""
+    if ids.type == pa.int64():
+        return np.array(ids.to_numpy())
+    return np.array(ids.to_pylist(), dtype=np.str_)
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], n: int) -> None:

@@ -6,24 +6,29 @@ sample_id, keep, p_clean, score, visits, reason      sorted by sample_id, every 
 stays.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gradmimic.curate import algebra, by_id, datacomp, label_columns, ranking
-from gradmimic.curate.export import export, write_npy
+from gradmimic.curate.export import export, numpy_ids, write_jsonl, write_npy, write_parquet
+from gradmimic.curate.in_order import in_order
 from gradmimic.curate.metadata import Sources
-from gradmimic.curate.rows import NAMES, FileRows, TableRows, check_columns, schema, some
-from gradmimic.errors import ConfigError, DataError
+from gradmimic.curate.rows import NAMES, FileRows, TableRows, check_columns, schema
+from gradmimic.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Sampler
+
+    from gradmimic.curate.sampler import By
 
 Only = Literal["kept", "removed"]
 
@@ -175,12 +180,12 @@ class Selection:
     @property
     def kept(self) -> npt.NDArray[Any]:
         """Ids of the samples to keep, sorted: int64, or strings."""
-        return self._joined(map(_numpy_ids, self._ids("kept")))
+        return self._joined(map(numpy_ids, self._ids("kept")))
 
     @property
     def removed(self) -> npt.NDArray[Any]:
         """Ids of the samples to remove, sorted: int64, or strings."""
-        return self._joined(map(_numpy_ids, self._ids("removed")))
+        return self._joined(map(numpy_ids, self._ids("removed")))
 
     def index(self) -> npt.NDArray[Any]:
         """Return the ids to keep, sorted; the row numbers to keep where ids are row numbers."""
@@ -211,35 +216,38 @@ class Selection:
         Raises:
             DataError: as of ``mask``.
         """
-        check_columns(columns)
-        read = list(dict.fromkeys(["sample_id", *columns]))
-        table = pa.Table.from_batches(self.batches(read), schema(self.id_type, read))
-        known = table["sample_id"]
-        if ids is None:
-            if self.id_type != pa.int64() or not _are_row_numbers(known):
-                raise DataError(
-                    "without ids, this needs the sample ids to be the row numbers 0 to "
-                    f"{len(known) - 1}, but they are {some(known)}. Pass your data set's ids in "
-                    "its order, e.g. mask(ids)."
-                )
-            return table.select(list(columns))
-        wanted = by_id.as_id_array(ids)
-        if len(wanted) and wanted.type != known.type:
-            raise DataError(
-                f"this selection has {known.type} sample ids, but {wanted.type} ids came. "
-                "Pass the ids that were logged."
-            )
-        wanted = wanted.cast(known.type)  # an empty list is of either type
-        rows = pc.index_in(wanted, value_set=known)  # [n], null where unknown
-        if rows.null_count:
-            unknown = wanted.filter(pc.is_null(rows))
-            raise DataError(
-                f"{len(unknown)} ids are not in this selection: {some(unknown)}. These samples "
-                "were never scored; leave them out, or decide on them yourself."
-            )
-        table = table.unify_dictionaries()
-        taken = {name: table[name].take(rows) for name in columns if name != "sample_id"}
-        return pa.table({name: taken.get(name, wanted) for name in columns})
+        return in_order(self, ids, columns)
+
+    def sampler(
+        self,
+        ids: Any = None,
+        *,
+        weights: "By" = "keep",
+        temperature: float = 1.0,
+        num_samples: int | None = None,
+        generator: "torch.Generator | None" = None,
+    ) -> "Sampler[int]":
+        """Return a sampler for a ``DataLoader``: of the kept rows, or by weights.
+
+        Args:
+            ids: ``[n]``, the id of each row of the data set; None if ids are the row numbers.
+            weights: ``"keep"``, every kept row once, shuffled; ``"p_clean"``, all rows, drawn with
+                replacement as often as they are likely clean; ``"score"``, by softmax(score / τ).
+            temperature: τ > 0, in the scores' unit.
+            num_samples: draws an epoch, n by default; of weighted samplers only.
+            generator: of the random order; None uses torch's own.
+
+        Raises:
+            ConfigError, DataError: see ``gradmimic.curate.sampler``; ids as of ``mask``.
+
+        Example:
+            >>> kept = Selection.from_scores([0, 1, 2], [0.9, -0.8, 1.1]).above(0.0)
+            >>> sorted(kept.sampler())
+            [0, 2]
+        """
+        from gradmimic.curate.sampler import sampler  # loads torch
+
+        return sampler(self, ids, weights, temperature, num_samples, generator)
 
     def reasons(self) -> dict[str, int]:
         """Count the samples of each reason, the most frequent first.
@@ -339,26 +347,15 @@ class Selection:
             DataError: the file cannot be written; nothing is left under its name. So for all
                 exports.
         """
-        with (
-            export(path) as file,
-            pq.ParquetWriter(
-                file, schema(self.id_type), use_dictionary=["reason"], write_page_checksum=True
-            ) as writer,
-        ):
-            for batch in self._only(NAMES, only):
-                writer.write_batch(batch)
+        write_parquet(path, self._only(NAMES, only), schema(self.id_type))
 
     def to_jsonl(self, path: str | os.PathLike[str], *, only: Only | None = None) -> None:
         """Write one JSON object a line, ASCII only, so that no id can break a line."""
-        with export(path) as file:
-            for batch in self._only(NAMES, only):
-                for start in range(0, len(batch), 65_536):
-                    rows = batch.slice(start, 65_536).to_pylist()
-                    file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_jsonl(path, self._only(NAMES, only))
 
     def to_npy(self, path: str | os.PathLike[str], *, mask: bool = False) -> None:
         """Write ``index()``, or ``mask()``, as an ``.npy`` file that loads without pickle."""
-        pieces = iter([self.mask()]) if mask else map(_numpy_ids, self._ids("kept"))
+        pieces = iter([self.mask()]) if mask else map(numpy_ids, self._ids("kept"))
         code = "?" if mask else "i8"
         if not mask and self.id_type == pa.string():
             lengths = (pc.max(pc.utf8_length(ids)).as_py() or 1 for ids in self._ids("kept"))
@@ -381,12 +378,6 @@ class Selection:
         return label_columns.fiftyone_fields(self)
 
     def _combined(self, other: "Selection", operation: algebra.Operation) -> "Selection":
-        """Return what both sides decide together."""
-        if not isinstance(other, Selection):
-            raise DataError(
-                f"a selection combines with a selection only, but {type(other).__name__} came. "
-                "Make one from ids and scores with Selection.from_scores(ids, scores)."
-            )
         return Selection(algebra.combine(self, other, operation))
 
     def _only(self, columns: Sequence[str], only: Only | None) -> Iterator[pa.RecordBatch]:
@@ -407,15 +398,3 @@ class Selection:
         """Put pieces of ids together."""
         empty = np.zeros(0, np.int64 if self.id_type == pa.int64() else np.str_)
         return np.concatenate([empty, *pieces])
-
-
-def _numpy_ids(ids: pa.Array) -> npt.NDArray[Any]:
-    """Return int64, or fixed-width strings, which load without pickle."""
-    if ids.type == pa.int64():
-        return np.array(ids.to_numpy())
-    return np.array(ids.to_pylist(), dtype=np.str_)
-
-
-def _are_row_numbers(ids: pa.ChunkedArray) -> bool:
-    """Tell whether sorted, unique int64 ids are 0 … n−1."""
-    return len(ids) == 0 or (ids[0].as_py(), ids[-1].as_py()) == (0, len(ids) - 1)
