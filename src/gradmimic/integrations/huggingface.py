@@ -1,0 +1,130 @@
+"""Hugging Face's ``Trainer``, and whatever derives from it, as one that re-weights every batch.
+
+    class MyTrainer(MimicMixin, Trainer): ...
+    MyTrainer(model=model, args=args, train_dataset=data, reference="better").train()
+
+    mimic_trainer(trainer, reference="better").train()      # one that is there already
+
+loss = Σ_i b w_i s_i ℓ_i, and for τ = ∞ the plain Trainer's own loss Σ_i s_i ℓ_i
+
+with the shares s_i of ``trainer_losses.py``. Only public methods are overridden. Evaluation and
+prediction are the plain Trainer's.
+
+Needs the extra ``trainer``.
+"""
+
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradmimic.integrations.trainer_ids import COLUMN, loader_with_ids, take_ids
+from gradmimic.integrations.trainer_step import OPTIONS, Mimicking
+from gradmimic.log import ScoreLog
+from gradmimic.reweight import GradMimic
+
+T = TypeVar("T")
+
+
+class MimicMixin:
+    """Turn a ``Trainer`` class into one that re-weights its batches by mimic scores.
+
+    Put it first: ``class MyTrainer(MimicMixin, Trainer)``. All the rest is the Trainer's own. What
+    each sample's loss is, the model's class tells (sequence, image and token classification, causal
+    and masked language models); for any other, pass a ``compute_loss_func`` that returns ``[b]``.
+
+    Args:
+        *args: of the Trainer.
+        reference: a better model's weights, or anything :class:`GradMimic` takes for them.
+        score_log: a :class:`ScoreLog`, or the folder of one, which receives every score.
+        id_column: the column with the samples' ids; row numbers where there is none.
+        **kwargs: ``params``, ``temperature``, ``align``, ``engine``, ``reweight``, ``warmup``,
+            ``batch`` and ``backward`` as of :class:`GradMimic`, for which a batch is a micro-batch,
+            of all processes; all others are the Trainer's. For a LoRA model ``params`` is
+            ``"weights"`` where it is left out, see :func:`lora_reference`.
+
+    Raises:
+        UsageError: what cannot be weighed sample by sample, once training begins: packed
+            sequences, DeepSpeed, ``DataParallel``, a model of whose loss nothing is known.
+        LossError: a ``compute_loss_func`` that does not return ``[b]``.
+
+    Source: arXiv 2501.06708, section 3.2.
+    """
+
+    _mimicking: Mimicking
+
+    def __init__(
+        self,
+        *args: Any,
+        reference: Any,
+        score_log: ScoreLog | str | PathLike[str] | None = None,
+        id_column: str = COLUMN,
+        **kwargs: Any,
+    ) -> None:
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        super().__init__(*args, **kwargs)
+        self._mimicking = Mimicking(self, reference, score_log, id_column, options)
+
+    @property
+    def mimic(self) -> GradMimic | None:
+        """The GradMimic at work, with the last batch's scores and weights; None before it."""
+        return self._mimicking.mimic
+
+    @property
+    def score_log(self) -> ScoreLog | None:
+        """The log of every score, if there is one."""
+        return self._mimicking.log
+
+    def get_train_dataloader(self) -> Any:
+        """Return the Trainer's own, whose batches hold the samples' ids too."""
+        self._mimicking.begin()
+        plain: Any = super().get_train_dataloader  # type: ignore[misc]
+        return loader_with_ids(self, plain, self._mimicking.id_column)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the weighted loss of a training step; of an evaluation, the Trainer's own."""
+        plain: Any = super().compute_loss  # type: ignore[misc]
+        more = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        if not (model.training and torch.is_grad_enabled()):
+            return plain(model, inputs, **more)
+        ids = take_ids(inputs, self._mimicking.id_column)
+        return self._mimicking.loss(plain, model, inputs, ids, **more)
+
+
+def mimic_trainer(
+    trainer: T,
+    reference: Any,
+    *,
+    score_log: ScoreLog | str | PathLike[str] | None = None,
+    id_column: str = COLUMN,
+    **options: Any,
+) -> T:
+    """Turn a Trainer that is there already into one that re-weights its batches.
+
+    Args:
+        trainer: a ``Trainer``, of any class derived from it; it is changed, not copied.
+        reference: a better model's weights, or anything :class:`GradMimic` takes for them.
+        score_log: as of :class:`MimicMixin`, like all that follow.
+        id_column: likewise.
+        **options: likewise; ``params``, ``temperature``, ``align``, ``engine``, ``reweight``,
+            ``warmup``, ``batch``, ``backward``.
+
+    Returns:
+        The same Trainer.
+
+    Raises:
+        UsageError: an option is unknown.
+    """
+    mimicking = Mimicking(trainer, reference, score_log, id_column, options)
+    kind = type(trainer)
+    if not isinstance(trainer, MimicMixin):
+        trainer.__class__ = type(f"Mimic{kind.__name__}", (MimicMixin, kind), {})
+    trainer._mimicking = mimicking  # type: ignore[attr-defined]
+    return trainer
