@@ -4,18 +4,16 @@ As in ``page``, everything that comes from data is escaped, and pictures are enc
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradmimic.atomic import atomic_write
 from gradmimic.extras import import_extra
+from gradmimic.report.grids import Grid, cells_of
 from gradmimic.report.numbers import Metric
 from gradmimic.report.page import fill_template, setting, short, shortened
 from gradmimic.report.pictures import data_uri
-
-_NUMBER = re.compile("[-+−–0-9.,%\N{NO-BREAK SPACE}]*")
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,6 @@ class PairCard:
     p_clean: float | None = None
     swapped: bool | None = None
     similarity: float | None = None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of words and numbers.
-
-    Args:
-        title: its heading.
-        remark: how to read it.
-        columns: the head.
-        rows: as many cells each, the first one a name.
-    """
-
-    title: str
-    remark: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -131,7 +112,7 @@ def render_pairs_report(data: PairsReport) -> str:
         tiles=data.tiles,
         notes=data.notes,
         figures=[(markup(svg), caption) for svg, caption in data.figures if svg],
-        grids=[_cells(grid) for grid in data.grids if grid.rows],
+        grids=[cells_of(grid) for grid in data.grids if grid.rows],
         metrics=[(row.name, row.printed, row.meaning) for row in data.metrics],
         ends=[
             (title, remark, [_card(card) for card in cards])
@@ -151,17 +132,6 @@ def render_pairs_report(data: PairsReport) -> str:
         config=[(key, setting(value)) for key, value in data.config.items()],
         versions=list(data.versions.items()),
     )
-
-
-def _cells(grid: Grid) -> dict[str, Any]:
-    """Tell words from numbers, which stand to the right."""
-    rows = [
-        (row[0], [(cell, _NUMBER.fullmatch(cell) is not None) for cell in row[1:]])
-        for row in grid.rows
-    ]
-    kinds = zip(*([number for _, number in cells] for _, cells in rows), strict=True)
-    columns = list(zip(grid.columns, [False, *map(all, kinds)], strict=True))
-    return {"title": grid.title, "remark": grid.remark, "columns": columns, "rows": rows}
 
 
 def _card(card: PairCard) -> dict[str, Any]:
