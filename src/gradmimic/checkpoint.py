@@ -37,6 +37,8 @@ _USUAL = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*/\w([\w.-]*\w)?", re.ASCII)
 _WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model")
@@ -119,6 +121,10 @@ class ReadOnAccess(Mapping[str, Tensor]):
             self._read[name] = self.read(name)
         return self._read[name]
 
+    def forget(self) -> None:
+        """Let go of what was read; it is read anew when asked for again."""
+        self._read.clear()
+
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._names
 
@@ -176,6 +182,13 @@ class Shards(ReadOnAccess):
     def read(self, name: str) -> Tensor:
         """Read one tensor out of its shard."""
         return self._shard(self._shard_of[name], [name])[name]
+
+    def forget(self) -> None:
+        """Let go of what was read, of every shard in a format that reads on access."""
+        super().forget()
+        for shard in self._open.values():
+            if isinstance(shard, ReadOnAccess):
+                shard.forget()
 
     def check(self) -> None:
         """Look for every shard, and for every tensor where that takes a header only."""

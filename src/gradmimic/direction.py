@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from gradmimic.errors import DirectionError, ParameterError, UsageError, listed
 from gradmimic.wrapped import is_sharded, whole
 
-Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+
+class Choice:
+    """Scored parameters that are no choice by name: what makes the subset itself."""
+
+    def subset(self, model: nn.Module, called: nn.Module) -> "Subset":
+        """Return S of this model; ``called`` is as in :func:`choose`."""
+        raise NotImplementedError
+
+
+Params = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | Choice
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,15 @@ class Subset:
                     "load_state_dict(assign=True)."
                 )
 
+    def toward(self, reference: Mapping[str, Tensor]) -> "Direction":
+        """Return v, from the current weights to a reference's that :meth:`Reference.match` gave."""
+        self.check_held()
+        tensors = {
+            name: reference[name] - whole(parameter.detach())
+            for name, parameter in self.parameters.items()
+        }
+        return Direction(tensors)
+
     @contextmanager
     def read_again(self) -> Iterator[None]:
         """Make code that was compiled without our hooks look at the scored modules again.
@@ -109,9 +127,11 @@ class Direction:
 
     Args:
         tensors: v by the parameters' names.
+        length: ‖v‖, where they stand for a v of another length.
     """
 
     tensors: Mapping[str, Tensor]
+    length: float | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -120,10 +140,7 @@ class Direction:
         Raises:
             DirectionError: it is zero or not finite, so nothing can be projected on v.
         """
-        norms = [torch.linalg.vector_norm(tensor) for tensor in self.tensors.values()]
-        if len(norms) > 1:  # a model may be spread over devices; its direction has one length
-            norms = [torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))]
-        norm = float(norms[0].item())
+        norm = self._taken() if self.length is None else self.length
         if norm == 0:
             raise DirectionError(
                 "The direction is zero: the reference's weights equal the current ones over "
@@ -136,6 +153,12 @@ class Direction:
                 f"{listed(self.tensors)} hold NaN or infinite values. Check both."
             )
         return norm
+
+    def _taken(self) -> float:
+        norms = [torch.linalg.vector_norm(tensor) for tensor in self.tensors.values()]
+        if len(norms) > 1:  # a model may be spread over devices; its direction has one length
+            norms = [torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))]
+        return float(norms[0].item())
 
 
 def find_head(model: nn.Module) -> str:
@@ -198,8 +221,9 @@ def choose(
     Args:
         model: the model being trained.
         params: ``"head"``, the last module with parameters; ``"all"``; one or more glob patterns
-            over the names, such as ``"encoder.layers.11.*"``; or a callable
-            ``(name, parameter) -> bool``. Frozen parameters can be scored like any other.
+            over the names, such as ``"encoder.layers.11.*"``; a callable
+            ``(name, parameter) -> bool``; or a :class:`Choice`. Frozen parameters can be scored
+            like any other.
         head: the head's name where it is known; found by :func:`find_head` otherwise.
         called: what the user calls, where that is not the model itself.
 
@@ -213,6 +237,8 @@ def choose(
         >>> list(choose(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "1.*").parameters)
         ['1.weight', '1.bias']
     """
+    if isinstance(params, Choice):
+        return params.subset(model, model if called is None else called)
     if params == "head":
         prefix = find_head(model) if head is None else head
         own = re.compile(re.escape(f"{prefix}." if prefix else "") + r"[^.]+")
@@ -269,12 +295,7 @@ def direction(subset: Subset, reference: Mapping[str, Tensor]) -> Direction:
         >>> direction(choose(layer), {"weight": torch.tensor([[3.0, 4.0]])}).norm
         5.0
     """
-    subset.check_held()
-    tensors = {
-        name: reference[name] - whole(parameter.detach())
-        for name, parameter in subset.parameters.items()
-    }
-    return Direction(tensors)
+    return subset.toward(reference)
 
 
 def _holds_parameters(module: nn.Module) -> bool:

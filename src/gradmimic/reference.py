@@ -46,7 +46,12 @@ class Reference:
     _told: list[Reading] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def match(
-        self, model: nn.Module, subset: Subset, *, free: Mapping[str, int] | None = None
+        self,
+        model: nn.Module,
+        subset: Subset,
+        *,
+        free: Mapping[str, int] | None = None,
+        called: Callable[[str], str | None] = str,
     ) -> dict[str, Tensor]:
         """Bring the reference's weights beside the scored parameters of a model.
 
@@ -59,6 +64,8 @@ class Reference:
             model: the model being trained.
             subset: its scored parameters.
             free: by parameter, a dimension that may be of another size.
+            called: what the reference calls the model's tensors, where that is another name; None
+                for those that it does not have.
 
         Returns:
             θ_ref,S by the subset's names, in the parameters' dtypes and on their devices.
@@ -80,12 +87,16 @@ class Reference:
             **dict(model.named_parameters(remove_duplicate=False)),
         }
         # name -> identity, since a tied parameter has several names
-        known = {name: id(value) for name, value in state.items()}
+        known = {
+            theirs: id(value)
+            for name, value in state.items()
+            if (theirs := called(name)) is not None
+        }
         aliases: dict[int, list[str]] = {}
         for name, identity in known.items():
             aliases.setdefault(identity, []).append(name)
         scored = {
-            name: [name, *aliases.get(id(parameter), [])]
+            name: [called(name) or name, *aliases.get(id(parameter), [])]
             for name, parameter in subset.parameters.items()
         }
         reading = _best_reading([*self.tensors], known, scored)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gradmimic.align import Alignment
 from gradmimic.canaries import CanaryLosses
-from gradmimic.direction import Direction, Params, choose
+from gradmimic.direction import Choice, Direction, Params, choose
 from gradmimic.engines import Engine, pick_engine
 from gradmimic.engines.ghost import Backward
 from gradmimic.engines.waiting import Waiting
@@ -101,6 +101,7 @@ class GradMimic(Joining):
         step: the number of batches weighed so far; set it when a run resumes.
         scores: ``[b]``, the last batch's scores; higher is better.
         weights: ``[b]``, their softmax, summing to 1 over all ranks.
+        batch_size: how many samples of all ranks share these weights; None before there are some.
 
     Raises:
         ParameterError, ReferenceMismatchError, AlignmentError: model, scored parameters and
@@ -151,6 +152,7 @@ class GradMimic(Joining):
         self._epoch: int | None = None
         self.scores: Tensor | None = None
         self.weights: Tensor | None = None
+        self.batch_size: int | None = None
         self._model, self._reference = model, reference
         self._align: str = align
         self._alignment: Alignment
@@ -174,6 +176,11 @@ class GradMimic(Joining):
             raise ParameterError(
                 "reweight='scored' needs the scored parameters in one piece, but FSDP2 shards "
                 "them. Use reweight='all', or leave the head out of fully_shard."
+            )
+        if isinstance(params, Choice) and self._reweight == "scored":
+            raise ParameterError(
+                "reweight='scored' steps on the scored parameters alone, but these params score "
+                "weights that do not train themselves. Use reweight='all'."
             )
         if params != "all":
             keep_out_of_graphs(self._subset.modules)
@@ -320,7 +327,7 @@ class GradMimic(Joining):
             self._alignment = self._learning.learn(whole, seen, self.step, epoch, self._alignment)
             weights = self._learning.stepped(whole, weights, self.step)
             here = whole.weights_here(weights).to(scores)
-            self.scores, self.weights = scores[:b], here[:b]
+            self.scores, self.weights, self.batch_size = scores[:b], here[:b], whole.weighed
             self.step += 1
             if not training:
                 return whole.mean(losses, shares)

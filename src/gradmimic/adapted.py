@@ -1,0 +1,253 @@
+"""Score the whole weight of an adapted layer, W + s B A, with no tensor of its size beside it.
+
+    v = Δ_ref − s B A                         Δ_ref = s' B' A' of another adapter, or W_ref − W
+    z ← z + N' (A' x) + N (A x)               N' = N = 0,  v_N' = s' B',  v_N = −s B
+    ⟨∇_N' ℓ, v_N'⟩ + ⟨∇_N ℓ, v_N⟩ = Σ_rows ⟨∂ℓ/∂z, v x⟩ = ⟨∇_W ℓ, v⟩
+
+The zeros lie beside the model, in hooks of its layers, and what it computes stays the same. Every
+engine scores them like parameters; W itself, frozen or quantized, takes no part. They stay in place
+for a checkpointed layer that runs again in the backward pass. Where Δ_ref is no product of two thin
+matrices, one number does it: z ← z + n (Δ_ref x), n = 0, v_n = 1.
+
+The norm is the dense one's, from small matrices: ‖Σ_i U_i D_i‖² = Σ_ij ⟨U_iᵀ U_j, D_i D_jᵀ⟩.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradmimic.direction import Choice, Direction, Subset, Use, choose
+from gradmimic.errors import ParameterError, ReferenceMismatchError, UsageError
+from gradmimic.reference import Reference
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a weight, U D.
+
+    Args:
+        up: U, ``[out, r]``, with the scale in it.
+        down: D, ``[r, in]``.
+    """
+
+    up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A layer that is linear in its last axis, and what was added to its weight.
+
+    Args:
+        name: in the model.
+        module: what computes z = (W + U D) x + bias from x, its first argument.
+        current: returns U D as they are now, detached.
+    """
+
+    name: str
+    module: nn.Module
+    current: Callable[[], LowRank]
+
+
+class Beside(nn.Module):
+    """The zeros beside one layer."""
+
+    def __init__(self, layer: AdaptedLayer, target: LowRank | Tensor) -> None:
+        super().__init__()
+        self._current, self.target = layer.current, target
+        own = layer.current()
+        self.own = nn.Parameter(torch.zeros_like(own.up))  # N [out, r]
+        far = target.up.to(own.up) if isinstance(target, LowRank) else own.up.new_zeros(())
+        self.toward = nn.Parameter(torch.zeros_like(far))  # N' [out, r'], or n []
+        for zero in (self.own, self.toward):
+            zero.register_post_accumulate_grad_hook(_drop)
+        self._zeros = dict(self._parameters)
+        self._length = torch.zeros(()) if isinstance(target, LowRank) else _square(target)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a pass may be scored, or a checkpointed layer runs again."""
+        held = self._parameters
+        return torch.is_grad_enabled() or any(held[k] is not z for k, z in self._zeros.items())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the zeros add to the layer's output: ``[…, out]`` zeros, and their v x."""
+        own = self._current()
+        with torch.no_grad():  # 0 · h has no derivative along h
+            x = x.detach().to(own.down.dtype)
+            here = F.linear(x, own.down)
+            dense = isinstance(self.target, Tensor)
+            down = self.target if isinstance(self.target, Tensor) else self.target.down
+            there = F.linear(x.to(down.dtype), down)
+        added = there * self.toward if dense else F.linear(there, self.toward)
+        out: Tensor = F.linear(here, self.own) + added
+        return out
+
+    def hook(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Add them where they matter."""
+        if not self.wanted:
+            return None
+        added: Tensor = self(inputs[0])
+        return output + added.to(output.dtype)
+
+    def direction(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return v of both zeros, and ‖v‖² of the dense direction, ``[]``."""
+        own, target = self._current(), self.target
+        far = target.down if isinstance(target, LowRank) else target
+        if not own.down.device == far.device == self.own.device:
+            raise UsageError(
+                f"An adapted layer is on {own.down.device}, and was on {far.device} when its "
+                "reference was made. Make it, and GradMimic, after the model has been moved."
+            )
+        with torch.no_grad():
+            if isinstance(target, LowRank):
+                long, between = _product(target, target), _product(target, own)
+                rounding = 1e3 * torch.finfo(long.dtype).eps
+                toward = target.up.to(self.toward)
+            else:
+                exact = torch.promote_types(target.dtype, torch.float32)
+                cross = own.up.T.to(exact) @ target.to(exact)  # [r, in]
+                long, between = self._length, (cross * own.down).sum(dtype=_wide(target))
+                rounding = 10 * torch.finfo(exact).eps
+                toward = torch.ones_like(self.toward)
+            short = _product(own, own)
+            squared = long - 2 * between + short
+            # a copy has no direction, but for what rounding leaves
+            squared = torch.where(squared > rounding * (long + short), squared, 0.0)
+        return {"own": -own.up, "toward": toward}, squared
+
+
+@dataclass(frozen=True)
+class AdaptedSubset(Subset):
+    """The zeros beside a model's adapted layers, and what else trains, in full.
+
+    Args:
+        beside: the zeros by layer.
+        others: parameters that are scored as they are.
+        choice: what made it.
+    """
+
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    others: Subset | None = None
+    choice: "AdaptedLayers | None" = None
+
+    def toward(self, reference: Mapping[str, Tensor]) -> Direction:
+        """Return v over the zeros, as long as the dense direction that it stands for."""
+        self.check_held()
+        tensors: dict[str, Tensor] = {}
+        squares = []
+        for name, zeros in self.beside.items():
+            parts, squared = zeros.direction()
+            tensors |= {f"{name}.{key}": part for key, part in parts.items()}
+            squares.append(squared)
+        if self.others is not None:
+            plain = self.others.toward(reference)
+            tensors |= plain.tensors
+            squares += [_square(tensor) for tensor in plain.tensors.values()]
+        on = squares[0].device
+        total = torch.stack([squared.to(on, squares[0].dtype) for squared in squares]).sum()
+        return Direction(tensors, math.sqrt(total.item()))
+
+
+class AdaptedLayers(Choice):
+    """Scored parameters: the weights of adapted layers, through zeros beside them.
+
+    Args:
+        layers: all that is scored.
+        targets: Δ_ref of each, by name.
+        others: names of parameters that train in full, scored as they are.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[AdaptedLayer],
+        targets: Mapping[str, LowRank | Tensor],
+        others: Iterable[str] = (),
+    ) -> None:
+        self.layers, self.targets, self.others = layers, targets, tuple(others)
+
+    def subset(self, model: nn.Module, called: nn.Module) -> Subset:
+        """Put zeros beside the layers, for as long as the subset lives."""
+        modules = {id(module) for module in model.modules()}
+        if any(id(layer.module) not in modules for layer in self.layers):
+            raise ParameterError(
+                f"These params were made for another model than this {type(model).__name__}. "
+                "Pass the model that is scored to lora_reference."
+            )
+        others = choose(model, self.others, called=called) if self.others else None
+        beside = {own.name: Beside(own, self.targets[own.name]) for own in self.layers}
+        hooks = [own.module.register_forward_hook(beside[own.name].hook) for own in self.layers]
+        parameters: dict[str, nn.Parameter] = {}
+        uses = []
+        for name, zeros in beside.items():
+            for key, zero in zeros.named_parameters():
+                parameters[f"{name}.{key}"] = zero
+                uses.append(Use(zeros, key, f"{name}.{key}"))
+        if others is not None:
+            parameters |= others.parameters
+            uses += others.uses
+        found = AdaptedSubset(
+            parameters, tuple(uses), model, called, beside=beside, others=others, choice=self
+        )
+        weakref.finalize(found, _unhook, hooks)
+        return found
+
+
+@dataclass(frozen=True)
+class ChangesReference(Reference):
+    """The reference of :class:`AdaptedLayers`, which hold its Δ_ref themselves.
+
+    Args:
+        tensors: what it has for parameters that are scored as they are.
+        source: where it came from.
+        choice: the scored parameters that it belongs to.
+        named: the same tensors, under names that the model knows.
+    """
+
+    choice: AdaptedLayers | None = None
+    named: Reference | None = None
+
+    def match(self, model: nn.Module, subset: Subset, **more: Any) -> dict[str, Tensor]:
+        """Return what is scored as it is, as in :class:`Reference`, and the zeros."""
+        if not isinstance(subset, AdaptedSubset) or subset.choice is not self.choice:
+            raise ReferenceMismatchError(
+                f"The reference ({self.source}) is of adapted layers. Expected the params that "
+                "lora_reference returned with it: GradMimic(model, reference, params=params)."
+            )
+        found = {name: parameter.detach() for name, parameter in subset.parameters.items()}
+        if subset.others is not None and self.named is not None:
+            found |= self.named.match(model, subset.others, **more)
+        return found
+
+
+def _product(a: LowRank, b: LowRank) -> Tensor:
+    """Return ⟨U_a D_a, U_b D_b⟩, ``[]``."""
+    wide = _wide(a.up)
+    ups: Tensor = a.up.to(wide).T @ b.up.to(wide)  # [r_a, r_b]
+    downs: Tensor = a.down.to(wide) @ b.down.to(wide).T  # [r_a, r_b]
+    return (ups * downs).sum()
+
+
+def _square(tensor: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
+    return length.square()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Return double precision, where the device has it: differences of squares lose digits."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _drop(zero: Tensor) -> None:
+    zero.grad = None
+
+
+def _unhook(hooks: Iterable[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
