@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradmimic.integrations.trainer_ids import COLUMN, loader_with_ids, take_ids
+from gradmimic.integrations.trainer_ids import COLUMN, loader_with_ids, prepares, take_ids, with_ids
 from gradmimic.integrations.trainer_step import OPTIONS, Mimicking
 from gradmimic.log import ScoreLog
 from gradmimic.reweight import GradMimic
@@ -63,6 +63,8 @@ class MimicMixin:
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        if prepares(self) and kwargs.get("train_dataset") is not None:
+            kwargs["train_dataset"] = with_ids(kwargs["train_dataset"], id_column)
         super().__init__(*args, **kwargs)
         self._mimicking = Mimicking(self, reference, score_log, id_column, options)
 
@@ -75,6 +77,21 @@ class MimicMixin:
     def score_log(self) -> ScoreLog | None:
         """The log of every score, if there is one."""
         return self._mimicking.log
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as the Trainer does; on resuming, scores and log go on where they stood too."""
+        self._mimicking.state.begin(resume_from_checkpoint, self.args)  # type: ignore[attr-defined]
+        plain: Any = super().train  # type: ignore[misc]
+        return plain(resume_from_checkpoint, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does; beside the training loss, what ``trainer_numbers`` says too."""
+        if "loss" in logs:
+            logs.update(self._mimicking.numbers.read())
+        plain: Any = super().log  # type: ignore[misc]
+        plain(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's own, whose batches hold the samples' ids too."""

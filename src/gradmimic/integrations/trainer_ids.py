@@ -59,6 +59,16 @@ def with_ids(dataset: Any, column: str = COLUMN) -> Any:
     return dataset.add_column(column, np.arange(len(dataset)))
 
 
+def prepares(trainer: Any) -> bool:
+    """Tell whether a Trainer may shuffle its data and drop rows when it is made, as TRL's do.
+
+    Example:
+        >>> prepares(object())
+        False
+    """
+    return any(kind.__module__.split(".")[0] == "trl" for kind in type(trainer).__mro__)
+
+
 def loader_with_ids(trainer: Any, make: Callable[[], Any], column: str = COLUMN) -> Any:
     """Make a Trainer's training data loader, with ids in its batches.
 

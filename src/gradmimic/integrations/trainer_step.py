@@ -16,7 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradmimic.errors import LossError, UsageError, listed
+from gradmimic.extras import import_extra
 from gradmimic.integrations.trainer_losses import heeds_items, kind_of, sample_losses
+from gradmimic.integrations.trainer_numbers import Numbers
 from gradmimic.log import ScoreLog
 from gradmimic.record import Ids
 from gradmimic.reweight import GradMimic
@@ -61,6 +63,12 @@ class Mimicking:
         self._trainer, self._reference, self._options = trainer, reference, dict(options)
         self.log = log if log is None or isinstance(log, ScoreLog) else ScoreLog(log)
         self.id_column = id_column
+        import_extra("transformers", "trainer")
+        from gradmimic.integrations.trainer_state import MimicState
+
+        self.numbers, self.state = Numbers(), MimicState(self.log)
+        trainer.remove_callback(MimicState)
+        trainer.add_callback(self.state)
         self.mimic: GradMimic | None = None
         self._heeds: bool | None = None  # unknown as yet
 
@@ -96,6 +104,7 @@ class Mimicking:
                     inner, reference, options.get("params", "weights")
                 )
             self.mimic = GradMimic(model, reference, log=self.log, **options)
+            self.state.attach(self.mimic)
         return self.mimic
 
     def loss(
@@ -133,7 +142,9 @@ class Mimicking:
                 scale = self._scale(num_items_in_batch)
             scored.close()
             epoch = int(trainer.state.epoch or 0)
-            return mimic.weigh(losses, ids, epoch=epoch, shares=shares) * scale
+            loss = mimic.weigh(losses, ids, epoch=epoch, shares=shares) * scale
+            self.numbers.see(mimic.scores, mimic.weights, mimic.batch_size)
+            return loss
 
         with ExitStack() as scored, _taken_by(trainer, weigh):
             scored.enter_context(mimic)
