@@ -39,6 +39,7 @@ class TokenCard:
         tokens: the answer's tokens with the score of each, whose mean is the sample's.
         p_clean: probability in [0, 1] that the answer is good.
         loss: the mean loss of its tokens, lower is better.
+        reference_loss: the reference's.
         swapped: whether the answer is known to be another sample's.
     """
 
@@ -50,6 +51,7 @@ class TokenCard:
     tokens: Sequence[tuple[str, float]] | None = None
     p_clean: float | None = None
     loss: float | None = None
+    reference_loss: float | None = None
     swapped: bool | None = None
 
 
@@ -175,6 +177,8 @@ def _card(card: TokenCard, limit: float) -> dict[str, Any]:
         facts.append(("p(good)", f"{card.p_clean:.2f}"))
     if card.loss is not None:
         facts.append(("loss", short(card.loss)))
+    if card.reference_loss is not None:
+        facts.append(("the reference’s", short(card.reference_loss)))
     rest = ""
     if card.tokens is None:
         rest = shortened(card.response)
