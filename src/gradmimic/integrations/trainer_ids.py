@@ -56,7 +56,16 @@ def with_ids(dataset: Any, column: str = COLUMN) -> Any:
     """
     if not _is_table(dataset) or _ids_of(dataset, column) is not None:
         return dataset
-    return dataset.add_column(column, np.arange(len(dataset)))
+    shape = dataset.format
+    if shape["type"] == "custom":  # a transform, which no column gets past
+        return dataset
+    added = dataset.add_column(column, np.arange(len(dataset)))  # has no format of its own
+    return added.with_format(
+        shape["type"],
+        [*shape["columns"], column],
+        shape["output_all_columns"],
+        **shape["format_kwargs"],
+    )
 
 
 def prepares(trainer: Any) -> bool:
@@ -93,14 +102,15 @@ def loader_with_ids(trainer: Any, make: Callable[[], Any], column: str = COLUMN)
         if names is not None and column not in names:
             raise DataError(_no_ids(column, f"it has {list(names)}"))
         return _let_through(make(), column)
-    rows = NumberedRows(dataset, column)
+    named = _groups_by_a_column(trainer.args, dataset)
+    rows = with_ids(dataset, column) if named else NumberedRows(dataset, column)
     trainer.train_dataset = rows
     try:
         loader = _let_through(make(), column)
     finally:
         trainer.train_dataset = dataset
-    kept = getattr(loader.collate_fn.collator, "signature_columns", None)
-    rows.begin(kept)
+    if not named:
+        rows.begin(getattr(loader.collate_fn.collator, "signature_columns", None))
     return loader
 
 
@@ -185,7 +195,7 @@ class NumberedRows(Dataset[Any]):
         if isinstance(row, Mapping) and self._column in row:
             return Numbered(row, row[self._column])
         if self._column != COLUMN and not _is_table(self.dataset):
-            raise DataError(_no_ids(self._column, f"row {key} is a {type(row).__name__}"))
+            raise DataError(_no_ids(self._column, _told(row)))
         return Numbered(row, int(key))
 
 
@@ -220,8 +230,7 @@ class IdCollator:
             sample_id = row[self.column] if sample_id is None else sample_id
             row = {name: value for name, value in row.items() if name != self.column}
         if sample_id is None:
-            names = list(row) if isinstance(row, Mapping) else type(row).__name__
-            raise DataError(_no_ids(self.column, f"a row has {names}"))
+            raise DataError(_no_ids(self.column, _told(row)))
         return Numbered(row, sample_id)
 
 
@@ -230,6 +239,16 @@ def _let_through(loader: Any, column: str) -> Any:
     own = getattr(loader, "base_dataloader", loader)
     own.collate_fn = IdCollator(own.collate_fn, column)
     return loader
+
+
+def _groups_by_a_column(args: Any, dataset: Any) -> bool:
+    """Tell whether a sampler may group rows by a column of lengths, which it reads as a whole."""
+    return (
+        _is_table(dataset)
+        and not args.remove_unused_columns
+        and args.length_column_name in dataset.column_names
+        and dataset.format["type"] != "custom"
+    )
 
 
 def _is_table(dataset: Any) -> bool:
@@ -266,6 +285,12 @@ def _ids_of(dataset: Any, column: str) -> Any:
 
 def _plain(sample_id: Any) -> Any:
     return sample_id.as_py() if isinstance(sample_id, pa.Scalar) else sample_id
+
+
+def _told(row: Any) -> str:
+    return (
+        f"a row has {list(row)}" if isinstance(row, Mapping) else f"a row is {type(row).__name__}"
+    )
 
 
 def _no_ids(column: str, found: str) -> str:
