@@ -101,3 +101,30 @@ def test_a_mimic_that_faded_is_still_fading():
     other = GradMimic(model, reference, params="all")
     other.load_state_dict(mimic.state_dict())
     assert other.overtaken == 0
+
+
+class HeadFirst(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = torch.nn.Linear(4, 3), torch.nn.Linear(2, 4)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+
+
+def test_a_mimic_put_back_knows_which_module_is_the_head():
+    model, better = HeadFirst(), HeadFirst()
+    x, y = torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
+
+    def weigh(mimic):
+        with mimic:
+            losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        return mimic.weigh(losses)
+
+    first = GradMimic(model, better)
+    with pytest.warns(UserWarning, match="the module used last is 'head', not 'body'"):
+        weigh(first)
+    again = GradMimic(model, better)
+    again.load_state_dict(first.state_dict())
+    torch.testing.assert_close(weigh(again), weigh(first))
+    torch.testing.assert_close(again.scores, first.scores)

@@ -13,12 +13,18 @@ class GuessedHead:
     Args:
         model: the model being trained.
         params: the scored parameters; there is a guess only where they are ``"head"``.
+
+    Attributes:
+        found: the module that turned out to be the head, where the guess was another one.
     """
+
+    LEARNED = ("found",)
 
     def __init__(self, model: nn.Module, params: Params) -> None:
         self._model = model
         self._guess = find_head(model) if params == "head" else None
         self._watch: LastUsed | None = None
+        self.found: str | None = None
 
     def watch(self) -> None:
         """See the model's forward pass, while the head is a guess."""
@@ -36,6 +42,7 @@ class GuessedHead:
         guess, self._guess, self._watch = self._guess, None, None
         if guess is None or used is None or used == guess:
             return None
+        self.found = used
         warnings.warn(
             f"params='head': the module used last is {used!r}, not {guess!r}. It is scored from "
             f"the next batch on; this first one trains on the plain mean. Pass params='{used}.*' "
@@ -43,3 +50,9 @@ class GuessedHead:
             stacklevel=3,
         )
         return used
+
+    def settle(self) -> str | None:
+        """Return what an earlier training found, and look no more where it did."""
+        if self.found is not None:
+            self._guess = None
+        return self.found

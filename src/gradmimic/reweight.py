@@ -382,7 +382,7 @@ class GradMimic(Joining):
         """
         alignment = learned(self._alignment) if hasattr(self._alignment, "LEARNED") else {}
         own = {"step": self.step, "missing": self.missing, "alignment": alignment}
-        return {**own, "learning": learned(self._learning)}
+        return {**own, "learning": learned(self._learning), "head": learned(self._head)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned, with the same arguments as before.
@@ -392,6 +392,9 @@ class GradMimic(Joining):
         """
         self.step, self.missing = state["step"], state["missing"]
         device = next(iter(self._subset.parameters.values())).device
+        put_back(self._head, state.get("head", {}), device)
+        if (head := self._head.settle()) is not None:
+            self._score_on("head", head=head)
         put_back(self._learning, state["learning"], device)
         put_back(self._alignment, state["alignment"], device)
 
