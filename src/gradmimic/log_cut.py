@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradmimic.atomic import atomic_write
@@ -41,7 +41,8 @@ def cut_parts(parts: Iterable[Path], step: int) -> list[Path]:
             table = pq.read_table(part, page_checksum_verification=True)
             norms = _before(part_norms(part), step)
             about = {**table.schema.metadata, NORMS_KEY: json.dumps(norms)}
-            kept = table.filter(pc.field("step") < step).replace_schema_metadata(about)
+            early = pa.array(table["step"].to_numpy() < step)
+            kept = table.filter(early).replace_schema_metadata(about)
             with atomic_write(part) as file:
                 pq.write_table(kept, file, write_page_checksum=True)
             left.append(part)
@@ -80,5 +81,5 @@ def _steps(part: Path) -> tuple[int, int]:
                 min(column.statistics.min for column in about),
                 max(column.statistics.max for column in about),
             )
-        found = pc.min_max(file.read(["step"])["step"]).as_py()
-    return found["min"], found["max"]
+        steps = file.read(["step"])["step"].to_numpy()
+    return int(steps.min()), int(steps.max())
