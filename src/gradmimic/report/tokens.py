@@ -178,7 +178,7 @@ def _card(card: TokenCard, limit: float) -> dict[str, Any]:
     if card.loss is not None:
         facts.append(("loss", short(card.loss)))
     if card.reference_loss is not None:
-        facts.append(("the reference’s", short(card.reference_loss)))
+        facts.append(("reference’s loss", short(card.reference_loss)))
     rest = ""
     if card.tokens is None:
         rest = shortened(card.response)
