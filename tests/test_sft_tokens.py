@@ -193,3 +193,62 @@ def test_pieces_keep_their_blanks_and_put_together_are_the_text():
         pieces = Pieces(tokenizer)(ids)
         assert "".join(pieces).replace("��", "é").strip() == text
         assert " a" in pieces
+
+
+class Opaque(torch.autograd.Function):
+    """An operation without a formula for forward mode."""
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, _inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (output,) = ctx.saved_tensors
+        return gradient * (1 - output.square())
+
+
+class Odd(torch.nn.Module):
+    """Scores tokens behind such an operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)
+
+    def forward(self, ids):
+        return self.last(Opaque.apply(self.first(ids)))
+
+
+def test_tokens_have_scores_where_forward_mode_cannot_go(tmp_path):
+    torch.manual_seed(0)
+    ids = torch.randint(9, (3, 5))
+    model, reference = Odd(), Odd()
+    heard = []
+
+    def losses(own, batch):
+        each = torch.nn.functional.cross_entropy(own(ids).mT, ids.flip(1), reduction="none")
+        return Said(each.mean(1), tokens=TokenLosses(each, ids >= 0))
+
+    with ScoreLog(tmp_path) as log:
+        score_units(
+            {"odd": model}, reference, Units([0]), [0], losses, log, ids=lambda _: range(3),
+            params="all", align="none", temperature=1.0, engine="auto",
+            on_batch=lambda _samples: None, on_scored=lambda *told: heard.append(told),
+        )  # fmt: skip
+        (found,) = [own.tokens for _, _, scores in heard for own in scores]
+        logged = log.scan(["score"])["score"].to_numpy()
+    assert found.shape == (3, 5)
+    np.testing.assert_allclose(found.mean(1), logged, rtol=1e-5)
+    oracle = []
+    weights = dict(reference.named_parameters())
+    v = {name: (weights[name] - own).detach() for name, own in model.named_parameters()}
+    norm = sum(own.square().sum() for own in v.values()).sqrt()
+    for loss in losses(model, 0).tokens.losses.flatten():
+        gradients = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+        slopes = [(g * d).sum() for g, d in zip(gradients, v.values(), strict=True)]
+        oracle.append(-sum(slopes) / norm)
+    torch.testing.assert_close(found.flatten(), torch.stack(oracle))
