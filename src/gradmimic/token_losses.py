@@ -61,8 +61,8 @@ def token_losses(
             f"Expected logits [b, t, V] and labels [b, t], got {list(logits.shape)} and "
             f"{list(labels.shape)}."
         )
-    if causal:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+    if causal:  # a last place without label, since cutting it off would copy all logits
+        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     losses = F.cross_entropy(
         wide.flatten(0, 1),
@@ -71,4 +71,5 @@ def token_losses(
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return TokenLosses(losses.view(labels.shape), labels != IGNORED)
+    found, counted = losses.view(labels.shape), labels != IGNORED
+    return TokenLosses(found[:, :-1], counted[:, :-1]) if causal else TokenLosses(found, counted)
