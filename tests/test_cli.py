@@ -63,6 +63,16 @@ def test_help_names_every_flag_and_its_default(monkeypatch):
     assert "--no-report" in text
 
 
+def test_help_on_a_task_names_its_keys_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(app, ["run", "--task", "sft", "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    named = set(re.findall(r"--([a-z][a-z-]*)", result.stdout.partition("Arguments")[2]))
+    keys = {key.name.replace("_", "-") for key in fields(TASKS["sft"])}
+    assert {name for name in named if not name.startswith("no-")} == keys | {"help"}
+    assert "(task" not in result.stdout
+
+
 def test_help_and_version(monkeypatch, capsys):
     assert call(monkeypatch, "--help") == 0
     assert "run" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_the_task_decides_which_keys_there_are(tmp_path):
             "'lock' is for the task clip, but the task is labels",
         ),
         ("clip", "epoch", 3, "unknown key 'epoch'; did you mean 'epochs'?"),
-        ("sft", "epochs", 3, "There is no task 'sft'; the tasks are labels, clip"),
+        ("llm", "epochs", 3, "There is no task 'llm'; the tasks are labels, clip, sft"),
         (["clip"], "epochs", 3, r"There is no task \['clip'\]"),
     ],
 )

@@ -38,7 +38,8 @@ class CanaryLosses(NamedTuple):
         kinds: ``[c]``, such as ``"uniform/10"``: the kind, and the number of classes.
         trained: whether they enter the softmax and the loss like real samples.
         rows: ``[c]``, the position in the batch of the sample that each was made from, which engine
-            ``"ghost"`` asks for.
+            ``"ghost"`` asks for; or b … b + c − 1 where canaries went through the model themselves,
+            behind the b samples.
     """
 
     losses: Tensor

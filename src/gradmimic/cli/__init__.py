@@ -8,7 +8,7 @@ from gradmimic.cli.bench import bench
 from gradmimic.cli.cache import cache
 from gradmimic.cli.check import check
 from gradmimic.cli.quality import quality
-from gradmimic.cli.run import run
+from gradmimic.cli.run import TaskHelp, run
 from gradmimic.cli.score import score
 from gradmimic.cli.select import select
 from gradmimic.errors import GradMimicError
@@ -19,7 +19,8 @@ app = typer.Typer(
     add_completion=False,
     help="Does learning from this sample move my weights toward a better model's weights?",
 )
-for command in (run, check, score, select, quality, cache, bench):
+app.command(cls=TaskHelp)(run)
+for command in (check, score, select, quality, cache, bench):
     app.command()(command)
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
+from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.config import TASKS, RunConfig, load_task
 
 
@@ -17,8 +20,12 @@ def run(config: Path | None, **flags: Any) -> None:
     With the task **labels**, the default: a classifier; needs data with labels, and a reference:
     samples known to be clean (--trusted), a file of better weights or of outputs (--reference), or
     nothing but the labels (--reference self). With the task **clip**: a contrastive model; needs
-    pairs of pictures and captions, and --trusted or --reference. Writes the score log,
-    selection.parquet, metrics.json, report.html, the weights and the resolved config.yaml to --out.
+    pairs of pictures and captions, and --trusted or --reference. With the task **sft** nothing is
+    trained: instructions are scored and filtered; needs a language model (--model) and a better
+    sibling of it (--reference). Writes the score log, selection.parquet, metrics.json, report.html,
+    the resolved config.yaml, and the weights or the filtered data to --out.
+
+    For the keys of one task alone: gradmimic run --task sft --help.
     """
     resolved = load_task(config, flags)
 
@@ -29,11 +36,36 @@ def run(config: Path | None, **flags: Any) -> None:
             from gradmimic.run.job import run_job
 
             outcome = run_job(resolved, progress)
-        else:
+        elif isinstance(resolved, ClipConfig):
             from gradmimic.run.clip.job import run_clip
 
             outcome = run_clip(resolved, progress)
+        else:
+            from gradmimic.run.sft.job import run_sft
+
+            filtered = run_sft(resolved, progress)
+            if filtered is None:  # another process has the last word
+                return
+            outcome = filtered
     print_outcome(outcome)
+
+
+class TaskHelp(TyperCommand):
+    """Shows the keys of one task alone where ``--task`` stands before ``--help``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        task = ctx.params.get("task")
+        if task not in TASKS:
+            return super().format_help(ctx, formatter)
+
+        def of_task() -> None: ...
+
+        of_task.__doc__ = run.__doc__
+        _declare(of_task, {task: TASKS[task]})
+        app = typer.Typer(rich_markup_mode=self.rich_markup_mode, add_completion=False)
+        app.command()(of_task)
+        return get_command(app).format_help(ctx, formatter)
 
 
 def signature(tasks: Mapping[str, type]) -> Signature:
@@ -60,8 +92,13 @@ def signature(tasks: Mapping[str, type]) -> Signature:
         types = [_flag_type(get_type_hints(tasks[task])[name]) for task in keys]
         panel = next(iter(keys.values())).metadata["group"]
         if len(keys) < len(tasks):
-            panel += f" (task {next(iter(keys))})"
-        option = typer.Option(help=_help(keys), rich_help_panel=panel, show_default=False)
+            panel += f" (task {', '.join(keys)})"
+        option = typer.Option(
+            help=_help(keys),
+            rich_help_panel=panel,
+            show_default=False,
+            is_eager=name == "task",  # so that help knows of it
+        )
         parameters.append(
             Parameter(
                 name,
@@ -110,5 +147,10 @@ def _text(default: object) -> str:
     return ("yes" if default else "no") if isinstance(default, bool) else str(default)
 
 
-run.__signature__ = signature(TASKS)  # type: ignore[attr-defined]
-run.__annotations__ = {name: p.annotation for name, p in signature(TASKS).parameters.items()}
+def _declare(function: Any, tasks: Mapping[str, type]) -> None:
+    """Give a function the flags of some tasks."""
+    function.__signature__ = own = signature(tasks)
+    function.__annotations__ = {name: p.annotation for name, p in own.parameters.items()}
+
+
+_declare(run, TASKS)

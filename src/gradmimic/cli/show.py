@@ -73,18 +73,23 @@ def print_outcome(outcome: Outcome) -> None:
     for metric in outcome.metrics:
         table.add_row(Text(metric.name), Text(metric.printed), Text(metric.meaning, "dim"))
     console.print(table)
-    print_census(outcome.census)
+    print_census(outcome.census, outcome.counted)
     for note in outcome.notes:
         console.print(Text("Note: ", style="bold yellow") + Text(note), soft_wrap=True)
     for what, path in outcome.files.items():
         console.print(Text(f"{what}: {path}"), soft_wrap=True)
 
 
-def print_census(rows: Sequence[Row]) -> None:
-    """Print what became of all pairs that were read; the counts add up to the last one."""
-    if not rows:  # no pairs are this task's
+def print_census(rows: Sequence[Row], counted: str = "pairs") -> None:
+    """Print what became of all that was read; the counts add up to the last one.
+
+    Args:
+        rows: of the table; none where the task keeps no count.
+        counted: what they count.
+    """
+    if not rows:
         return
-    count, example = Column("pairs", justify="right"), Column("the first", style="dim")
+    count, example = Column(counted, justify="right"), Column("the first", style="dim")
     table = Table(count, "what became of them", example, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         number = "unknown" if row.count is None else f"{row.count:,}"

@@ -30,7 +30,8 @@ class Pass:
         Args:
             losses: ``[b]``, with their graph.
             canaries: ``[c]``, likewise.
-            rows: ``[c]``, the sample of the batch that each canary was made from.
+            rows: ``[c]``, the sample of the batch that each canary was made from; b … b + c − 1
+                where canaries are rows of their own, behind the samples.
         """
         with torch.enable_grad():
             both = torch.cat([losses, canaries])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from gradmimic.errors import ConfigError
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.keys import (
+    TASK,
     as_plain,
     check_canaries,
     check_least,
@@ -20,6 +21,7 @@ from gradmimic.run.keys import (
     resolve,
     save_keys,
 )
+from gradmimic.run.sft.config import SftConfig
 
 SELF = ("self", "self-early", "self-average")
 
@@ -146,9 +148,7 @@ class RunConfig:
         "Selection",
         "Decide once on each sample's mean, or let its visits vote: majority, or a label model.",
     )
-    task: Literal["labels"] = key(
-        "labels", "Run", "What to train: a classifier on labels, or clip, a contrastive model."
-    )
+    task: Literal["labels"] = key("labels", "Run", TASK)
     seed: int = key(0, "Run", "Fixes initial weights, batch order and noise.")
     out: str = key("runs/run", "Run", "The folder for everything the run writes.")
     overwrite: bool = key(False, "Run", "Replace what an earlier run wrote there.")
@@ -236,8 +236,8 @@ class RunConfig:
         return as_plain(self)
 
 
-Task: TypeAlias = RunConfig | ClipConfig
-TASKS: dict[str, type[RunConfig] | type[ClipConfig]] = {"labels": RunConfig, "clip": ClipConfig}
+Task: TypeAlias = RunConfig | ClipConfig | SftConfig
+TASKS: dict[str, type[Task]] = {"labels": RunConfig, "clip": ClipConfig, "sft": SftConfig}
 
 
 def load_task(file: Path | None, flags: Mapping[str, Any]) -> Task:

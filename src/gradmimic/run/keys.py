@@ -17,6 +17,10 @@ from gradmimic.errors import ConfigError
 
 Config = TypeVar("Config")
 CONFIG = "config.yaml"  # in the folder of a run
+TASK = (
+    "What to do: train a classifier on labels, train a contrastive model (clip), or filter "
+    "instructions for supervised fine-tuning (sft)."
+)
 
 
 def key(default: Any, group: str, text: str) -> Any:

@@ -38,7 +38,9 @@ class Outcome:
         metrics: the ones a person wants to read, with their meaning.
         notes: what the reader must know before trusting them.
         files: what was written where.
-        census: of pairs, what became of all that was read; adds up to its last row.
+        census: of pairs and instructions, what became of all that was read; adds up to its last
+            row.
+        counted: what the census counts.
     """
 
     values: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Outcome:
     notes: Sequence[str]
     files: Mapping[str, Path]
     census: Sequence[Row] = ()
+    counted: str = "pairs"
 
 
 Scores = Mapping[int, npt.NDArray[np.float32]]

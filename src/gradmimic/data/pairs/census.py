@@ -171,14 +171,18 @@ class Census:
                 return plain(f"{own.name}: {own.first[reason]}")
         return ""
 
-    def rows(self) -> list[Row]:
-        """Return the table that a run ends with; its counts add up to its last row."""
+    def rows(self, part: str = "shard") -> list[Row]:
+        """Return the table that a run ends with; its counts add up to its last row.
+
+        Args:
+            part: what the data come in.
+        """
         rows = [Row("kept", self.kept)]
         rows += [Row(reason, n, self.example(reason)) for reason, n in self.dropped.items()]
         for fault in dict.fromkeys(own.fault for own in self.faults):
             those = [own for own in self.faults if own.fault == fault]
             known = [own.lost for own in those if own.lost is not None]
-            what = f"the shard {fault} ({len(those)} of {len(self.shards)})"
+            what = f"the {part} {fault} ({len(those)} of {len(self.shards)})"
             first = plain(f"{those[0].name}: {those[0].detail}")
             rows.append(Row(what, sum(known) if len(known) == len(those) else None, first))
         return [*rows, Row("total", self.total)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from gradmimic.errors import ConfigError
-from gradmimic.run.keys import as_plain, check_canaries, check_least, check_positive, key
+from gradmimic.run.keys import TASK, as_plain, check_canaries, check_least, check_positive, key
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ class ClipConfig:
     retrain: bool = key(
         False, "Selection", "Train once more, on the selected pairs, for as many steps."
     )
-    task: Literal["clip"] = key(
-        "clip", "Run", "What to train: a classifier on labels, or clip, a contrastive model."
-    )
+    task: Literal["clip"] = key("clip", "Run", TASK)
     seed: int = key(0, "Run", "Fixes initial weights, batch order and noise.")
     out: str = key("runs/run", "Run", "The folder for everything the run writes.")
     overwrite: bool = key(False, "Run", "Replace what an earlier run wrote there.")
