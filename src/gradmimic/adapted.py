@@ -61,6 +61,7 @@ class Beside(nn.Module):
     def __init__(self, layer: AdaptedLayer, target: LowRank | Tensor) -> None:
         super().__init__()
         self._current, self.target = layer.current, target
+        self._layer = weakref.ref(layer.module)
         own = layer.current()
         self.own = nn.Parameter(torch.zeros_like(own.up))  # N [out, r]
         far = target.up.to(own.up) if isinstance(target, LowRank) else own.up.new_zeros(())
@@ -89,12 +90,25 @@ class Beside(nn.Module):
         out: Tensor = F.linear(here, self.own) + added
         return out
 
-    def hook(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Add them where they matter."""
-        if not self.wanted:
-            return None
-        added: Tensor = self(inputs[0])
-        return output + added.to(output.dtype)
+    def place(self) -> None:
+        """Take the place beside the layer, from whichever zeros were there."""
+        layer = self._layer()
+        if layer is None:
+            return
+        there, hook = _placed.get(layer, (None, None))
+        if there is self:
+            return
+        if hook is not None:
+            hook.remove()
+        _placed[layer] = self, layer.register_forward_hook(_Hook(self))
+
+    def remove(self) -> None:
+        """Leave the place, where it is still theirs."""
+        layer = self._layer()
+        there, hook = (None, None) if layer is None else _placed.get(layer, (None, None))
+        if layer is not None and hook is not None and there is self:
+            hook.remove()
+            del _placed[layer]
 
     def direction(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return v of both zeros, and ‖v‖² of the dense direction, ``[]``."""
@@ -123,6 +137,33 @@ class Beside(nn.Module):
         return {"own": -own.up, "toward": toward}, squared
 
 
+class _Hook:
+    """Adds the zeros to a layer's output where they matter; copies of the layer get none."""
+
+    def __init__(self, zeros: Beside) -> None:
+        self._zeros = zeros
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        if not self._zeros.wanted:
+            return None
+        added: Tensor = self._zeros(inputs[0])
+        return out + added.to(out.dtype)
+
+    def __deepcopy__(self, _memo: Any) -> Callable[..., None]:
+        return _no_hook
+
+    def __reduce__(self) -> Any:
+        return _without_hook, ()
+
+
+def _no_hook(_layer: nn.Module, _inputs: Any, _out: Any) -> None:
+    return None
+
+
+def _without_hook() -> Callable[..., None]:
+    return _no_hook
+
+
 @dataclass(frozen=True)
 class AdaptedSubset(Subset):
     """The zeros beside a model's adapted layers, and what else trains, in full.
@@ -143,6 +184,7 @@ class AdaptedSubset(Subset):
         tensors: dict[str, Tensor] = {}
         squares = []
         for name, zeros in self.beside.items():
+            zeros.place()  # a pass begins
             parts, squared = zeros.direction()
             tensors |= {f"{name}.{key}": part for key, part in parts.items()}
             squares.append(squared)
@@ -182,7 +224,6 @@ class AdaptedLayers(Choice):
             )
         others = choose(model, self.others, called=called) if self.others else None
         beside = {own.name: Beside(own, self.targets[own.name]) for own in self.layers}
-        hooks = [own.module.register_forward_hook(beside[own.name].hook) for own in self.layers]
         parameters: dict[str, nn.Parameter] = {}
         uses = []
         for name, zeros in beside.items():
@@ -195,7 +236,7 @@ class AdaptedLayers(Choice):
         found = AdaptedSubset(
             parameters, tuple(uses), model, called, beside=beside, others=others, choice=self
         )
-        weakref.finalize(found, _unhook, hooks)
+        weakref.finalize(found, _remove, list(beside.values()))
         return found
 
 
@@ -248,6 +289,10 @@ def _drop(zero: Tensor) -> None:
     zero.grad = None
 
 
-def _unhook(hooks: Iterable[Any]) -> None:
-    for hook in hooks:
-        hook.remove()
+def _remove(zeros: Iterable[Beside]) -> None:
+    for own in zeros:
+        own.remove()
+
+
+# The zeros beside each layer: those of the last pass that was scored, and no others.
+_placed: weakref.WeakKeyDictionary[nn.Module, tuple[Beside, Any]] = weakref.WeakKeyDictionary()
