@@ -75,7 +75,7 @@ class Mimicking:
     def begin(self) -> None:
         """Refuse what cannot be weighed, before a training; forget the last one's model."""
         trainer = self._trainer
-        self.mimic, self._heeds = None, None
+        self.mimic, self._heeds, self.numbers = None, None, Numbers()
         if getattr(trainer.args, "packing", False) or getattr(trainer.args, "padding_free", False):
             raise UsageError(f"Packed sequences cannot be weighed one by one: {_UNPACK}")
         if getattr(trainer.args, "loss_type", "nll") == "dft":
