@@ -151,6 +151,8 @@ def test_ranks_resume_each_with_its_own_rows(tmp_path):
         assert zero[name]["logged"] == pytest.approx(one[name]["logged"])
         assert all(1 < n < 4 for n in zero[name]["effective"])
         assert set(tables[name]["batch_size"].to_pylist()) == {4}
+        assert set(tables[name]["epoch"].to_pylist()) == {None}  # 14 rows by 4 are padded with two
+        assert len(select(Path(tmp_path) / name)) == 14
     assert tables["cut"].equals(tables["whole"])
     means = [
         torch.cat([a, b]).mean()

@@ -141,8 +141,7 @@ class Mimicking:
                 _check_own(losses, ids)
                 scale = self._scale(num_items_in_batch)
             scored.close()
-            epoch = int(trainer.state.epoch or 0)
-            loss = mimic.weigh(losses, ids, epoch=epoch, shares=shares) * scale
+            loss = mimic.weigh(losses, ids, epoch=self._epoch, shares=shares) * scale
             self.numbers.see(mimic.scores, mimic.weights, mimic.batch_size)
             return loss
 
@@ -156,6 +155,20 @@ class Mimicking:
                 "compute_loss_func=, which returns one loss per sample, [b]."
             )
         return result
+
+    @property
+    def _epoch(self) -> int | None:
+        """The pass over the data; None where processes pad their batches with samples seen in it.
+
+        Visits are then told apart by their steps.
+        """
+        trainer = self._trainer
+        ranks, own = trainer.accelerator.num_processes, trainer.args
+        if ranks > 1 and not own.dataloader_drop_last:
+            data, together = trainer.train_dataset, ranks * own.train_batch_size
+            if not hasattr(data, "__len__") or len(data) % together:
+                return None
+        return int(trainer.state.epoch or 0)
 
     @property
     def _smoothing(self) -> float:
