@@ -25,11 +25,11 @@ from torch import Tensor
 from gradmimic.errors import MissingExtraError, ReferenceMismatchError, listed
 from gradmimic.extras import import_extra
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".index.json"
 FORMS = (
-    "a .safetensors, .pt, .pth or .bin file, a *.index.json of shards, a folder that holds one of "
-    "these, or the id of a repository on the hub, 'owner/name'"
+    "a .safetensors, .pt, .pth, .bin or .ckpt file, a *.index.json of shards, a folder that holds "
+    "one of these, or the id of a repository on the hub, 'owner/name'"
 )
 # What Hugging Face calls a model's weights, the best first.
 _USUAL = (

@@ -165,7 +165,7 @@ def load_reference(source: "Source | Reference", *, revision: str | None = None)
             wins over a hub id:
 
             - a ``.safetensors`` file (extra ``safetensors``): only what is asked for is read;
-            - a ``.pt``, ``.pth`` or ``.bin`` file that holds a state dict, as above;
+            - a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file that holds a state dict, as above;
             - the ``*.index.json`` of a sharded checkpoint: shards are opened as needed;
             - a folder that holds one of these under its usual name, or only one;
             - ``"owner/name"``, the same on the Hugging Face hub (extra ``hub``).
