@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmimic.integrations.trainer_ids import COLUMN, loader_with_ids, prepares, take_ids, with_ids
-from gradmimic.integrations.trainer_step import OPTIONS, Mimicking
+from gradmimic.integrations.trainer_step import OPTIONS, Mimicking, refuse_packing
 from gradmimic.log import ScoreLog
 from gradmimic.reweight import GradMimic
 
@@ -63,6 +63,7 @@ class MimicMixin:
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
         if prepares(self) and kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = with_ids(kwargs["train_dataset"], id_column)
         super().__init__(*args, **kwargs)

@@ -76,8 +76,7 @@ class Mimicking:
         """Refuse what cannot be weighed, before a training; forget the last one's model."""
         trainer = self._trainer
         self.mimic, self._heeds, self.numbers = None, None, Numbers()
-        if getattr(trainer.args, "packing", False) or getattr(trainer.args, "padding_free", False):
-            raise UsageError(f"Packed sequences cannot be weighed one by one: {_UNPACK}")
+        refuse_packing(trainer.args)
         if getattr(trainer.args, "loss_type", "nll") == "dft":
             raise UsageError("loss_type='dft' has no losses of single sequences here. Use 'nll'.")
         if trainer.is_deepspeed_enabled:
@@ -215,6 +214,16 @@ def _check_own(losses: Any, ids: Ids) -> None:
             f"compute_loss_func returned {found}, and there are {len(ids)} samples. Expected one "
             "loss per sample, [b]: with reduction='none', and over tokens their mean."
         )
+
+
+def refuse_packing(args: Any) -> None:
+    """Refuse the arguments of a Trainer that would put several sequences into one row.
+
+    Raises:
+        UsageError: they do.
+    """
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+        raise UsageError(f"Packed sequences cannot be weighed one by one: {_UNPACK}")
 
 
 def _refuse_packed(inputs: Mapping[str, Any]) -> None:
