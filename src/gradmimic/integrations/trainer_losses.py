@@ -193,7 +193,7 @@ def heeds_items(model: nn.Module, inputs: Mapping[str, Any], *, takes: bool) -> 
 
 def _bare(model: nn.Module) -> nn.Module:
     """Return the model inside one of peft's."""
-    inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return inner
 
 
