@@ -27,7 +27,7 @@ highlight_language = "text"
 nitpicky = True  # every name of ours that is linked must lead somewhere
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!gradmimic\.).*"),  # other libraries' names: their lists are on the network
-    (r"py:.*", r"gradmimic\..*\.(Batch|Subset|KeptIds|Ids|Choice|Key|Keep|Given|Params|Table)"),
+    (r"py:.*", r"gradmimic\..*\.(Batch|Subset|KeptIds|Ids|Choice|Key|Keep|T|Given|Params|Table)"),
 ]
 
 myst_heading_anchors = 4  # links such as engines.md#what-they-cost, as forges make them
@@ -51,5 +51,6 @@ pygments_dark_style = "github-dark"
 def setup(app):
     """Fill in what is made of the package itself, and keep the lines of formulas apart."""
     app.connect("source-read", _generated.fill)
+    app.connect("env-get-outdated", lambda *_: {"reference/commands", "reference/keys"})
     app.connect("doctree-read", _generated.dashes)
     app.connect("autodoc-process-docstring", _generated.keep_formulas, priority=100)
