@@ -1,0 +1,456 @@
+"""Whole runs of ``--task sft`` on tiny models: what is written, and that it is right."""
+
+import errno
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'sft'")
+import torch  # noqa: E402
+from sft_runs import CHAT, rows, tokenizer, write_lines, write_models  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import gradmimic.units  # noqa: E402
+from gradmimic import ScoreLog  # noqa: E402
+from gradmimic.cli import app  # noqa: E402
+from gradmimic.curate import Selection  # noqa: E402
+from gradmimic.errors import (  # noqa: E402
+    ConfigError,
+    DirectionError,
+    LogError,
+    LossError,
+    ReferenceMismatchError,
+)
+from gradmimic.run.config import load_task  # noqa: E402
+from gradmimic.run.sft import job  # noqa: E402
+from gradmimic.run.sft.config import SftConfig  # noqa: E402
+from gradmimic.run.sft.folder import JOURNAL, OUTPUTS  # noqa: E402
+from gradmimic.run.sft.job import run_sft  # noqa: E402
+from gradmimic.run.sft.outcome import notes_on_sft  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture
+def keys(models, tmp_path):
+    return {
+        "data": str(write_lines(tmp_path / "sft.jsonl", rows())),
+        "model": str(models / "base"),
+        "reference": str(models / "better"),
+        "canary_rate": 0.5,
+        "out": str(tmp_path / "out"),
+        "report": False,
+    }
+
+
+def run(keys, **more):
+    return run_sft(SftConfig(**{**keys, **more}))
+
+
+def logged(out, scorer="mimic", column="score", canaries=False):
+    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
+    table = ScoreLog.read(Path(out) / "log").scan(filter=kind & (pc.field("scorer") == scorer))
+    found = zip(table["sample_id"].to_pylist(), table[column].to_pylist(), strict=True)
+    return dict(sorted(found, key=lambda pair: int(pair[0])))
+
+
+def by_hand(keys, params, several):
+    """Score each sample by itself from the definition: one backward pass, no padding."""
+    base, better = (
+        transformers.AutoModelForCausalLM.from_pretrained(keys[name])
+        for name in ("model", "reference")
+    )
+    words = tokenizer()
+    scored = dict(base.named_parameters())
+    if params == "head":
+        scored = {"lm_head.weight": scored["lm_head.weight"]}
+    v = {name: better.state_dict()[name] - own.detach() for name, own in scored.items()}
+    norm = sum((own**2).sum() for own in v.values()).sqrt()
+    scores, losses, theirs = [], [], []
+    for row in several:
+        turns = [{"role": "user", "content": row["instruction"]}]
+        prompt = words.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        response = words(row["output"] + "<|end|>", add_special_tokens=False)["input_ids"]
+        ids, target = torch.tensor([prompt + response]), torch.tensor(response)
+        loss, other = (
+            F.cross_entropy(own(ids).logits[0, len(prompt) - 1 : -1], target)
+            for own in (base, better)
+        )
+        found = torch.autograd.grad(loss, [*scored.values()])
+        slope = sum((g * d).sum() for g, d in zip(found, v.values(), strict=True))
+        scores.append(float(-slope / norm))
+        losses.append(loss.item())
+        theirs.append(other.item())
+    return np.array(scores), np.array(losses), np.array(theirs)
+
+
+def values_of(found):
+    return np.array([*found.values()])
+
+
+# What is written
+
+
+@pytest.mark.parametrize("params", ["head", "all"])
+def test_the_scores_are_those_of_the_definition(keys, params):
+    run(keys, params=params, batch_size=5)
+    scores, losses, theirs = by_hand(keys, params, rows())
+    out = keys["out"]
+    near = {"rtol": 1e-3, "atol": 1e-5}
+    np.testing.assert_allclose(values_of(logged(out)), scores, **near)
+    np.testing.assert_allclose(values_of(logged(out, column="loss")), losses, rtol=1e-5)
+    np.testing.assert_allclose(values_of(logged(out, "reference_loss")), -theirs, rtol=1e-5)
+    np.testing.assert_allclose(values_of(logged(out, "reducible")), losses - theirs, atol=1e-5)
+
+
+def test_a_canarys_score_is_that_of_its_prompt_with_another_response(keys):
+    run(keys, canary_rate=1.0)
+    found = logged(keys["out"], canaries=True)
+    several, losses = rows(), logged(keys["out"], column="loss", canaries=True)
+    assert len(found) == len(several)
+    for sample_id in list(found)[:2]:
+        swapped = [
+            {**several[int(sample_id)], "output": other["output"]}
+            for place, other in enumerate(several)
+            if place != int(sample_id)
+        ]
+        scores, own, _ = by_hand(keys, "head", swapped)
+        place = int(np.abs(own - losses[sample_id]).argmin())
+        assert own[place] == pytest.approx(losses[sample_id], rel=1e-5)
+        assert scores[place] == pytest.approx(found[sample_id], rel=1e-3, abs=1e-5)
+
+
+def test_without_tokens_another_engine_gives_the_same_scores(keys, tmp_path):
+    run(keys, params="all")
+    run(keys, params="all", tokens=False, out=str(tmp_path / "other"))
+    for canaries in (False, True):
+        one, other = (logged(out, canaries=canaries) for out in (keys["out"], tmp_path / "other"))
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(values_of(one), values_of(other), rtol=1e-3, atol=1e-5)
+    assert not (tmp_path / "other" / "token_scores.parquet").exists()
+
+
+def test_a_samples_score_is_the_mean_of_its_tokens(keys):
+    run(keys)
+    table = pq.read_table(Path(keys["out"]) / "token_scores.parquet").to_pylist()
+    own = logged(keys["out"])
+    assert {row["sample_id"] for row in table} == own.keys()
+    for row in table:
+        assert np.mean(row["scores"]) == pytest.approx(own[row["sample_id"]], abs=1e-6)
+        expected = rows()[int(row["sample_id"])]["output"] + "<|end|>"
+        assert "".join(row["tokens"]) == expected
+
+
+def test_what_is_kept_is_as_it_came_and_what_is_removed_says_why(keys):
+    path = Path(keys["data"])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "x", "output": ""}\nno json\n')
+    outcome = run(keys, rule="two_means")
+    out = Path(keys["out"])
+    left = {"kept.json", "kept.parquet", "kept", "report.html", JOURNAL}
+    assert sorted(own.name for own in out.iterdir()) == sorted({*OUTPUTS} - left)
+    assert load_task(out / "config.yaml", {}) == SftConfig(**{**keys, "rule": "two_means"})
+    selection = Selection.from_parquet(out / "selection.parquet")
+    assert 0 < len(selection.kept) < len(selection) == 24
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = sorted(map(int, selection.kept))
+    assert (out / "kept.jsonl").read_bytes() == b"".join(lines[row] for row in kept)
+    removed = [json.loads(line) for line in (out / "removed.jsonl").read_text().splitlines()]
+    assert [own["row"] for own in removed] == sorted({*range(26)} - {*kept})
+    for own in removed[:-2]:
+        assert own["sample"] == rows()[own["row"]]
+        assert own["reason"].startswith("removed: ")
+        assert own["score"] == pytest.approx(logged(out)[own["sample_id"]])
+    assert [own["reason"] for own in removed[-2:]] == [
+        "a response is empty", "its line holds no JSON object"
+    ]  # fmt: skip
+    census = json.loads((out / "census.json").read_text())
+    assert (census["kept"], census["total"]) == (24, 26)
+    assert [row.count for row in outcome.census] == [24, 1, 1, 26]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["removed"] + metrics["kept"] == metrics["samples"] == 24
+    assert metrics["canaries"] == 12
+    assert set(metrics["auroc"]) == {"mimic", "reference_loss", "reducible"}
+    assert metrics["loss"] == pytest.approx(np.mean(values_of(logged(out, column="loss"))))
+    assert metrics["reference_loss"] == pytest.approx(
+        -np.mean(values_of(logged(out, "reference_loss")))
+    )
+
+
+def test_a_parquet_stays_one_and_ids_may_be_a_column(keys, tmp_path):
+    several = [{"conversations": [{"from": "human", "value": row["instruction"]},
+                                  {"from": "gpt", "value": row["output"]}], "key": f"k{place}"}
+               for place, row in enumerate(rows(8))]  # fmt: skip
+    several[5]["key"] = "k0"
+    pq.write_table(pa.Table.from_pylist(several), tmp_path / "d.parquet")
+    run(keys, data=str(tmp_path / "d.parquet"), ids="key", canaries="off", canary_rate=None,
+        rule="two_means")  # fmt: skip
+    selection = Selection.from_parquet(Path(keys["out"]) / "selection.parquet")
+    kept = pq.read_table(Path(keys["out"]) / "kept.parquet")
+    assert kept.schema == pq.read_schema(tmp_path / "d.parquet")
+    assert kept["key"].to_pylist() == sorted(selection.kept)
+    assert len(selection) == 7
+
+
+# References
+
+
+def test_a_file_of_weights_is_a_reference_too(keys, tmp_path, models):
+    run(keys)
+    state = transformers.AutoModelForCausalLM.from_pretrained(models / "better").state_dict()
+    torch.save(state, tmp_path / "better.pt")
+    outcome = run(keys, reference=str(tmp_path / "better.pt"), out=str(tmp_path / "b"))
+    for scorer in ("mimic", "reference_loss"):
+        one, other = (logged(out, scorer) for out in (keys["out"], tmp_path / "b"))
+        assert one == other
+    assert not any("does not hold all weights" in note for note in outcome.notes)
+    torch.save({"lm_head.weight": state["lm_head.weight"]}, tmp_path / "head.pt")
+    outcome = run(keys, reference=str(tmp_path / "head.pt"), out=str(tmp_path / "h"))
+    assert logged(tmp_path / "h") == logged(keys["out"])
+    assert logged(tmp_path / "h", "reference_loss") == {}
+    assert any("does not hold all weights" in note for note in outcome.notes)
+
+
+def test_without_its_loss_the_reference_is_not_run(keys):
+    outcome = run(keys, reference_loss=False)
+    assert set(outcome.values["auroc"]) == {"mimic"}
+    assert outcome.values["reference_loss"] is None
+
+
+def test_several_scorers_can_be_combined(keys):
+    run(keys, aggregate="stacked", canary_rate=1.0)
+    selection = Selection.from_parquet(Path(keys["out"]) / "selection.parquet")
+    assert len(selection) == 24
+
+
+def test_a_reference_that_is_the_model_is_refused(keys):
+    with pytest.raises(DirectionError, match="epoch 0 of the log"):
+        run(keys, reference=keys["model"])
+
+
+def test_a_reference_of_another_architecture_is_refused(keys, tmp_path):
+    torch.save({"something.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ReferenceMismatchError, match=r"missing from the reference: lm_head"):
+        run(keys, reference=str(tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"model": "no/model"}, "Cannot open the tokenizer no/model"),
+        ({"reference": "no/model@v2"}, "Cannot open the reference no/model@v2"),
+        ({"max_length": 97}, "max_length is 97, but .*base takes 96 tokens at most"),
+    ],
+)
+def test_models_that_are_not_there_are_named(keys, monkeypatch, more, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=message):
+        run(keys, **more)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(keys, tmp_path):
+    words = tokenizer(CHAT, additional_special_tokens=["<more>"])
+    words.save_pretrained(tmp_path / "words")
+    with pytest.raises(ConfigError, match=r"The tokenizer has \d+ tokens, but .*base has"):
+        run(keys, tokenizer=str(tmp_path / "words"))
+
+
+def test_a_loss_that_is_not_finite_names_the_sample(keys, tmp_path, models):
+    broken = transformers.AutoModelForCausalLM.from_pretrained(models / "base")
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    tokenizer().save_pretrained(tmp_path / "broken")
+    with pytest.raises(LossError, match=r"loss of sample '\d+'.* is nan at .*broken, in batch 0"):
+        run(keys, model=str(tmp_path / "broken"))
+
+
+# Cut off, and taken up again
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(keys, tmp_path, monkeypatch):
+    run(keys, batch_size=4, out=str(tmp_path / "whole"))
+    monkeypatch.setattr(gradmimic.units, "SECONDS", 0.0)  # a part for every batch
+    batch, seen = job.SftUnits.batch, []
+
+    def until_third(units, number):
+        seen.append(number)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return batch(units, number)
+
+    monkeypatch.setattr(job.SftUnits, "batch", until_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(keys, batch_size=4)
+    done = len(logged(keys["out"]))
+    assert 0 < done < 24
+    assert not (Path(keys["out"]) / "kept.jsonl").exists()
+    monkeypatch.setattr(job.SftUnits, "batch", batch)
+    outcome = run(keys, batch_size=4)
+    assert outcome.values["scored"] == 24 - done
+    for name in ("kept.jsonl", "removed.jsonl"):
+        one, other = (Path(out) / name for out in (keys["out"], tmp_path / "whole"))
+        assert one.read_bytes() == other.read_bytes()
+    for scorer in ("mimic", "reference_loss"):
+        assert logged(keys["out"], scorer) == logged(tmp_path / "whole", scorer)
+    tokens = [
+        pq.read_table(Path(out) / "token_scores.parquet").sort_by("sample_id")
+        for out in (keys["out"], tmp_path / "whole")
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_another_rule_decides_anew_without_scoring(keys):
+    run(keys, rule="mixture")
+    outcome = run(keys, rule="two_means")
+    assert outcome.values["scored"] == 0
+    assert (Path(keys["out"]) / "token_scores.parquet").exists()
+    assert "rule: two_means" in (Path(keys["out"]) / "config.yaml").read_text()
+
+
+def test_scores_of_other_work_are_not_mixed_in(keys):
+    run(keys)
+    with pytest.raises(ConfigError, match="scores of another run: params head instead of all"):
+        run(keys, params="all")
+    write_lines(Path(keys["data"]), rows(20))
+    with pytest.raises(ConfigError, match="scores of another run: other data"):
+        run(keys)
+    assert run(keys, overwrite=True).values["samples"] == 20
+
+
+def test_a_folder_with_something_else_is_left_alone(keys):
+    out = Path(keys["out"])
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"already holds another run \(metrics\.json\)"):
+        run(keys)
+    inside = out / "kept.jsonl"
+    inside.write_bytes(Path(keys["data"]).read_bytes())
+    with pytest.raises(ConfigError, match="is part of the run that would be replaced"):
+        run(keys, data=str(inside), overwrite=True)
+    assert inside.exists()
+
+
+@pytest.mark.parametrize("where", ["kept.jsonl", "part-", ".arrows"])
+def test_a_full_disk_loses_nothing_that_was_scored(keys, monkeypatch, where):
+    def full(*_args, **_named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == ".arrows":
+            patch.setattr(job.TokenJournal, "add", full)
+        else:
+            rename = Path.replace
+            patch.setattr(
+                Path, "replace", lambda own, to: full() if where in str(to) else rename(own, to)
+            )
+            link = os.link
+            patch.setattr(os, "link", lambda a, b: full() if where in str(b) else link(a, b))
+        with pytest.raises(LogError, match=r"cannot write .*No space left"):
+            run(keys)
+    assert not (Path(keys["out"]) / "kept.jsonl").exists()
+    run(keys)
+    assert len(logged(keys["out"])) == 24
+    assert (Path(keys["out"]) / "removed.jsonl").exists()
+
+
+def test_two_processes_share_the_work(keys, tmp_path, monkeypatch):
+    run(keys, batch_size=4, out=str(tmp_path / "one"))
+    folder = Path(keys["out"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    # the first opens the log and would wait; the second finds it there, and leaves its mark
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setattr(job, "finish", lambda _out, _place: False)
+        assert run(keys, batch_size=4) is None
+    assert 0 < len(logged(folder)) < 24
+    monkeypatch.setenv("RANK", "1")
+    assert run(keys, batch_size=4) is None
+    monkeypatch.setenv("RANK", "0")
+    assert run(keys, batch_size=4) is not None
+    assert logged(folder) == logged(tmp_path / "one")
+    one, other = ((out / "kept.jsonl").read_bytes() for out in (folder, tmp_path / "one"))
+    assert one == other
+
+
+# What a reader is told
+
+
+VALUES = {
+    "census": {"shards": {}}, "auroc": {}, "cut": 0, "chat_template": True, "reference_loss": 1.0,
+    "loss": 2.0, "removed": 1, "max_length": 9, "aggregate": "mean",
+}  # fmt: skip
+
+
+def area(value):
+    return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, None),
+        ({"cut": 3}, "3 samples are longer than 9 tokens"),
+        ({"chat_template": False}, "has no chat template"),
+        ({"auroc": {"mimic": area(0.55)}}, "AUROC 0.550, where 0.5 is chance: do not trust"),
+        (
+            {"auroc": {"mimic": area(0.8), "reference_loss": area(0.9)}},
+            "the reference’s own loss is better than the mimic score, with AUROC 0.900 against",
+        ),
+        ({"auroc": {"mimic": area(0.8), "reference_loss": area(0.81)}}, None),
+        ({"reference_loss": 2.5}, "no better than the model"),
+        ({"removed": 0}, "every sample is kept"),
+        ({"census": {"shards": {"0": {"fault": "is cut"}}}}, "not be read to its end"),
+    ],
+)
+def test_a_reader_is_told_what_to_doubt(values, said):
+    notes = notes_on_sft({**VALUES, **values})
+    assert (said is None and not notes) or (len(notes) == 1 and said in notes[0])
+
+
+def test_the_command_prints_what_it_found(keys, tmp_path):
+    from typer.testing import CliRunner
+
+    flags = ["run", "--task", "sft", "--no-report"]
+    for name in ("data", "model", "reference", "canary_rate", "out"):
+        flags += [f"--{name.replace('_', '-')}", str(keys[name])]
+    result = CliRunner().invoke(app, flags)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "samples scored 24" in text
+    assert "rows what became of them the first 24 kept 24 total" in text
+    assert f"kept: {tmp_path / 'out' / 'kept.jsonl'}" in result.output.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_the_example_finds_answers_that_belong_to_other_questions(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sft.py", "runs/sft-data"])
+    runpy.run_path(str(ROOT / "examples" / "sft.py"), run_name="__main__")
+    assert "80 with another's answer" in capsys.readouterr().out
+    outcome = run_sft(load_task(ROOT / "examples" / "sft.yaml", {}))
+    wrong = {int(row) for row in Path("runs/sft-data/swapped.txt").read_text().split()}
+    scores = logged("runs/sft")
+    bad = np.array([int(name) in wrong for name in scores])
+    own = values_of(scores)
+    area = (own[~bad][:, None] > own[bad][None]).mean()
+    assert area > 0.7
+    assert abs(area - outcome.values["auroc"]["mimic"]["value"]) < 0.2
+    removed = [json.loads(line) for line in Path("runs/sft/removed.jsonl").read_text().splitlines()]
+    assert np.mean([own["row"] in wrong for own in removed]) > 0.5
+    assert 'class="' in Path("runs/sft/report.html").read_text()
