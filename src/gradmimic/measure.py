@@ -8,7 +8,16 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradmimic.direction import Direction, LastUsed, Params, Subset, choose, direction, find_head
+from gradmimic.direction import (
+    Choice,
+    Direction,
+    LastUsed,
+    Params,
+    Subset,
+    choose,
+    direction,
+    find_head,
+)
 from gradmimic.engines import pick_engine
 from gradmimic.engines.gradients import per_sample_gradients
 from gradmimic.engines.oracle import OracleEngine
@@ -69,6 +78,11 @@ def mimic_scores(
     """
     if variant not in ("projection", "cosine"):
         raise LossError(f"variant={variant!r} is unknown; expected 'projection' or 'cosine'.")
+    if variant == "cosine" and isinstance(params, Choice):
+        raise LossError(
+            "variant='cosine' divides by the length of each sample's gradient, which these params "
+            "never form. Use variant='projection'."
+        )
     loaded = load_reference(unwrapped(reference) if isinstance(reference, nn.Module) else reference)
     inner, called = unwrapped(model), inside_ddp(model)
 
