@@ -11,9 +11,10 @@ from selections import ODD, make
 
 from gradmimic.curate import Selection
 from gradmimic.curate.lookup import KeptIds
-from gradmimic.errors import DataError, MissingExtraError
+from gradmimic.errors import DataError, LogError, MissingExtraError
 from gradmimic.integrations import hf_datasets
 from gradmimic.integrations.webdataset import keep
+from gradmimic.log import ScoreLog
 
 # webdataset leaves closing its shards to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -189,3 +190,38 @@ def test_data_sets_that_do_not_fit(datasets):
         hf_datasets.select(splits, selection, "name")
     with pytest.raises(DataError, match=r"expected a datasets\.Dataset, got list\. Pass one split"):
         hf_datasets.add_columns([1], selection)
+
+
+def visited(path, ids):
+    """Three samples at once, and then the first two of them again."""
+    log = ScoreLog(path)
+    log.append(ids, [1.0, -1.0, 0.5], [0.5, 0.1, 0.4], [0.1] * 3, epoch=0, step=0)
+    log.append(ids[:2], [2.0, 0.0], [0.4, 0.6], [0.1] * 2, epoch=1, step=1)
+    return log
+
+
+@pytest.mark.parametrize("ids", [[3, 0, 2], ["d", "a", "c"]])
+def test_scores_of_a_log_come_beside_the_rows(datasets, tmp_path, ids):
+    data = datasets.Dataset.from_dict({"n": [0, 1, 2, 3]})
+    if ids[0] == "d":
+        data = data.add_column("sample_id", ["a", "b", "c", "d"])
+    scored = hf_datasets.add_scores(data.select([3, 2, 1, 0]) if ids[0] == "d" else data,
+                                    visited(tmp_path, ids))  # fmt: skip
+    expected = {0: (-0.5, 0.5, 2), 1: (None, None, 0), 2: (0.5, 1.0, 1), 3: (1.5, 0.5, 2)}
+    names = ("mimic_score", "mimic_kept", "mimic_visits")
+    assert {row["n"]: tuple(row[name] for name in names) for row in scored} == expected
+
+
+def test_scores_that_are_not_of_these_rows(datasets, tmp_path):
+    data = datasets.Dataset.from_dict({"n": [0, 1, 2, 3], "name": ["a", "b", "c", "d"]})
+    log = visited(tmp_path, [3, 0, 7])
+    with pytest.raises(DataError, match=r"has sample 7, and the data set 4 rows.*trained on"):
+        hf_datasets.add_scores(data, log)
+    with pytest.raises(DataError, match=r"has int64 sample ids, and the data set string ones"):
+        hf_datasets.add_scores(data, log, "name")
+    with pytest.raises(LogError, match="has no scorer 'other'"):
+        hf_datasets.add_scores(data, log, "n", scorer="other")
+    added = hf_datasets.add_scores(data, log, "n")
+    assert added["mimic_visits"][:] == [2, 0, 0, 2]
+    with pytest.raises(DataError, match=r"has columns \['mimic_score', 'mimic_kept', 'mimic_vis"):
+        hf_datasets.add_scores(added, log, "n")

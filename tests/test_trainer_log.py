@@ -8,6 +8,7 @@ from trainers import MimicTrainer, arguments, better_than, data_of, model_of
 from transformers import Trainer, TrainerCallback
 
 from gradmimic import ScoreLog
+from gradmimic.errors import LogError, UsageError
 from gradmimic.integrations.huggingface import mimic_trainer
 from gradmimic.integrations.trainer_numbers import Numbers
 
@@ -113,3 +114,26 @@ def test_numbers_are_of_what_is_new():
         {"mimic/score": 2.0, "mimic/kept": 1.0, "mimic/effective_batch_size": 1.6}
     )
     assert numbers.read() == {}
+
+
+def test_scores_go_back_to_the_data_that_were_trained_on(tmp_path):
+    trainer, _ = trainer_of(tmp_path, score_log=tmp_path / "log", num_train_epochs=2)
+    with pytest.raises(LogError, match="is empty. Train with this log first"):
+        trainer.add_scores()
+    trainer.train()
+    scored = trainer.add_scores()
+    assert scored.column_names[-3:] == ["mimic_score", "mimic_kept", "mimic_visits"]
+    ids = torch.cat([told["ids"] for told in trainer.told])
+    scores = torch.cat([told["scores"] for told in trainer.told])
+    for i, row in enumerate(scored):
+        assert row["input_ids"] == data_of("classes")[i]["input_ids"]
+        assert row["mimic_visits"] == 2
+        assert row["mimic_score"] == pytest.approx(scores[ids == i].mean().item(), abs=1e-6)
+    fewer = trainer.add_scores(data_of("classes").add_column("sample_id", list(range(14)))).select(
+        [5]
+    )
+    assert fewer["mimic_score"][:] == scored["mimic_score"][5:6]
+    trainer.score_log.close()
+    bare, _ = trainer_of(tmp_path)
+    with pytest.raises(UsageError, match="No scores were logged. Pass score_log="):
+        bare.add_scores()

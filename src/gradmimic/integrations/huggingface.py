@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gradmimic.errors import UsageError
 from gradmimic.integrations.trainer_ids import COLUMN, loader_with_ids, prepares, take_ids, with_ids
 from gradmimic.integrations.trainer_step import OPTIONS, Mimicking, refuse_packing
 from gradmimic.log import ScoreLog
@@ -93,6 +94,23 @@ class MimicMixin:
             logs.update(self._mimicking.numbers.read())
         plain: Any = super().log  # type: ignore[misc]
         plain(logs, *args, **kwargs)
+
+    def add_scores(self, dataset: Any = None) -> Any:
+        """Return a ``datasets.Dataset`` with every sample's mean score, kept share and visits.
+
+        Args:
+            dataset: whose ids are those of the training data; None stands for the latter.
+
+        Raises:
+            UsageError: there is no score log.
+        """
+        from gradmimic.integrations.hf_datasets import add_scores
+
+        if self.score_log is None:
+            raise UsageError("No scores were logged. Pass score_log=, a folder for them.")
+        dataset = self.train_dataset if dataset is None else dataset  # type: ignore[attr-defined]
+        named = self._mimicking.id_column != COLUMN
+        return add_scores(dataset, self.score_log, self._mimicking.id_column if named else None)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's own, whose batches hold the samples' ids too."""

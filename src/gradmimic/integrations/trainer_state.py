@@ -71,6 +71,12 @@ class MimicState(TrainerCallback):
             mimic.load_state_dict(self._resumed["mimic"])
             self._resumed = None
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the rows that are left, of all ranks."""
+        if self._log is not None:
+            self._log.flush()
+            import_extra("accelerate", "trainer").PartialState().wait_for_everyone()
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete the checkpoint that the Trainer has just written."""
         if self._mimic is None:
