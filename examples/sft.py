@@ -27,7 +27,7 @@ CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIAL = ["<pad>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SPECIAL = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>"]
 
 
 def sample(rng):
@@ -40,9 +40,8 @@ def make_tokenizer(texts):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL)
+    tokenizer.train_from_iterator(texts, trainer)
     ends = {"pad_token": SPECIAL[0], "eos_token": SPECIAL[1]}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **ends)
 
@@ -50,21 +49,19 @@ def make_tokenizer(texts):
 def make_model(vocabulary):
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=128, tie_word_embeddings=False,
-        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        num_attention_heads=4, max_position_embeddings=128, pad_token_id=0, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config)
 
 
 def train(model, tokenizer, rows, steps):
-    """Train in place on whole conversations."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):
         chats = []
         for row in (rows[i % len(rows)] for i in range(step * 16, step * 16 + 16)):
-            turns = [{"role": "user", "content": row["instruction"]}]
-            turns.append({"role": "assistant", "content": row["output"]})
+            said = {"user": row["instruction"], "assistant": row["output"]}
+            turns = [{"role": role, "content": text} for role, text in said.items()]
             chats.append(tokenizer.apply_chat_template(turns, tokenize=False))
         batch = tokenizer(chats, padding=True, return_tensors="pt", add_special_tokens=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -74,7 +71,6 @@ def train(model, tokenizer, rows, steps):
 
 
 def swap(rng, rows, share):
-    """Exchange the answers of a share of the rows; return which."""
     wrong = rng.permutation(len(rows))[: int(share * len(rows))]
     outputs = [rows[i]["output"] for i in wrong]
     for i, output in zip(wrong, outputs[1:] + outputs[:1], strict=True):
@@ -94,9 +90,8 @@ def main(folder):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     wrong = swap(rng, rows, WRONG)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "instructions.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "swapped.txt").write_text("".join(f"{i}\n" for i in wrong), encoding="utf-8")
+    (folder / "instructions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "swapped.txt").write_text("\n".join(map(str, wrong)))
     print(f"{ROWS} instructions, {len(wrong)} with another's answer, and two models: {folder}.")
 
 

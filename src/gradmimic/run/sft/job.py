@@ -184,11 +184,13 @@ def _decide(config: SftConfig, work: _Work, facts: Mapping[str, Any]) -> Outcome
     out, read = Path(config.out), work.read
     log = ScoreLog.read(out / "log")
     files = {"selection": out / "selection.parquet"}
+    lost = 0  # samples without scores of their tokens
     if config.tokens:
         files["token scores"] = out / "token_scores.parquet"
         if (out / JOURNAL).exists():
-            merge(out / JOURNAL, files["token scores"])
+            rows = merge(out / JOURNAL, files["token scores"])
             shutil.rmtree(out / JOURNAL)
+            lost = len(read.sequences) - rows
     selection = _select(config, work, log, files["selection"])
     files |= write_filtered(work.source, read, config.ids, selection, out)
     files |= {"census": out / "census.json", "metrics": out / "metrics.json"}
@@ -201,6 +203,11 @@ def _decide(config: SftConfig, work: _Work, facts: Mapping[str, Any]) -> Outcome
     if config.report:
         files["report"] = out / "report.html"
     notes = [*work.models.notes, *notes_on_sft(values), *selection.notes]
+    if lost:
+        notes.append(
+            f"The token scores of {lost:,} samples are gone: {out / JOURNAL} was removed, or "
+            "damaged, while the run was cut off. Give --overwrite to score all of them again."
+        )
     outcome = Outcome(values, readable_sft(values), notes, files, read.census.rows("file"), "rows")
     if config.report:
         from gradmimic.run.sft.page import write_sft_page

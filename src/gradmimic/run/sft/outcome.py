@@ -83,9 +83,10 @@ def readable_sft(values: Mapping[str, Any]) -> list[Metric]:
         sure = f"interval {percent(rate['low'])} to {percent(rate['high'])}"
         what = "responses estimated not to fit"
         rows.append(Metric(what, rate["value"], sure, percent=True))
+    perfect = 1.0 if rate is None else 1 - rate["value"] / 2  # bad samples score as canaries do
     for scorer, name in SCORERS.items():
         if (area := values["auroc"].get(scorer)) is not None:
-            sure = f"{area['low']:.3f} to {area['high']:.3f}; 0.5 is chance, 1 is perfect"
+            sure = f"{area['low']:.3f} to {area['high']:.3f}; 0.5 is chance, {perfect:.2f} perfect"
             rows.append(Metric(f"canary AUROC of {name}", area["value"], sure))
     rows.append(Metric("samples removed", values["removed"]))
     return [row for row in rows if row.value is not None]
