@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import runpy
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,27 @@ def test_a_file_of_weights_is_a_reference_too(keys, tmp_path, models):
     assert any("does not hold all weights" in note for note in outcome.notes)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_is_a_reference_merged_into_its_base(keys, tmp_path, models):
+    peft = pytest.importorskip("peft", reason="needs the extra 'peft'")
+    base = transformers.AutoModelForCausalLM.from_pretrained(models / "base")
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2)
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    run(keys, params="all", reference=str(tmp_path / "adapter"))
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    whole = {"params": "all", "reference": str(tmp_path / "merged"), "out": str(tmp_path / "m")}
+    run(keys, **whole)
+    for scorer in ("mimic", "reference_loss"):
+        one, other = (values_of(logged(out, scorer)) for out in (keys["out"], tmp_path / "m"))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_without_its_loss_the_reference_is_not_run(keys):
     outcome = run(keys, reference_loss=False)
     assert set(outcome.values["auroc"]) == {"mimic"}
@@ -308,6 +331,34 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(keys, tmp_path, monkeypatch
         assert one.read_bytes() == other.read_bytes()
     for scorer in ("mimic", "reference_loss"):
         assert logged(keys["out"], scorer) == logged(tmp_path / "whole", scorer)
+    tokens = [
+        pq.read_table(Path(out) / "token_scores.parquet").sort_by("sample_id")
+        for out in (keys["out"], tmp_path / "whole")
+    ]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_run_loses_no_more_than_it_was_at(keys, tmp_path):
+    write_lines(Path(keys["data"]), rows(400))
+    flags = ["run", "--task", "sft", "--no-report", "--batch-size", "2", "--canary-rate", "0.1"]
+    for name in ("data", "model", "reference", "out"):
+        flags += [f"--{name}", keys[name]]
+    code = "import gradmimic.units as u; u.SECONDS = 0; from gradmimic.cli import main; main()"
+    parts = Path(keys["out"]) / "log"
+    for least in (3, 20):
+        child = subprocess.Popen([sys.executable, "-c", code, *flags], stderr=subprocess.DEVNULL)
+        while len(list(parts.glob("part-*.parquet"))) < least and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+        child.wait()
+    done = len(logged(keys["out"]))
+    assert 20 <= done < 400
+    whole = {"batch_size": 2, "canary_rate": 0.1}
+    assert run(keys, **whole).values["scored"] == 400 - done
+    run(keys, **whole, out=str(tmp_path / "whole"))
+    assert logged(keys["out"]) == logged(tmp_path / "whole")
     tokens = [
         pq.read_table(Path(out) / "token_scores.parquet").sort_by("sample_id")
         for out in (keys["out"], tmp_path / "whole")

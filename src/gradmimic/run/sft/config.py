@@ -31,7 +31,7 @@ class SftConfig:
         None,
         "Reference",
         "A better sibling of the model, such as its instruct version: a folder, a hub id, "
-        "id@revision, or a file of weights.",
+        "id@revision, a file of weights, or the folder of a LoRA adapter.",
     )
     reference_loss: bool = key(
         True,

@@ -1,6 +1,6 @@
 """The model to be fine-tuned, its better sibling, and the tokenizer of both.
 
-<folder>        as save_pretrained leaves it
+<folder>        as save_pretrained leaves it; of an adapter, which is merged into its base
 <hub id>[@revision]
 <file>          .safetensors, .pt or .bin: a reference's weights, in the model's architecture
 """
@@ -54,9 +54,10 @@ def open_models(config: SftConfig, device: torch.device) -> SftModels:
     source, revision = split_revision(config.reference)
     notes: list[str] = []
     whole: Any = None
-    if config.reference_loss and not Path(source).is_file():
+    if _is_adapter(source) or (config.reference_loss and not Path(source).is_file()):
         whole = _open_model(config.reference, "reference", config, device)
         reference = Reference(whole.state_dict(), config.reference)  # no copy
+        whole = whole if config.reference_loss else None
     else:
         reference = load_reference(source, revision=revision)  # reads only what is scored
         if config.reference_loss:
@@ -86,10 +87,21 @@ def split_revision(spec: str) -> tuple[str, str | None]:
 
 def _open_model(spec: str, what: str, config: SftConfig, device: torch.device) -> Any:
     """Open a causal language model with its weights."""
-    transformers = import_extra("transformers", "sft")
     dtype = getattr(torch, config.dtype)
-    model = _opened(transformers.AutoModelForCausalLM, spec, what, "its weights", dtype=dtype)
+    if _is_adapter(spec):
+        peft = import_extra("peft", "peft")
+        adapted = _opened(peft.AutoPeftModelForCausalLM, spec, what, "its weights", dtype=dtype)
+        model = adapted.merge_and_unload()
+    else:
+        transformers = import_extra("transformers", "sft")
+        model = _opened(transformers.AutoModelForCausalLM, spec, what, "its weights", dtype=dtype)
     return model.to(device).eval().requires_grad_(True)
+
+
+def _is_adapter(spec: str) -> bool:
+    """Tell whether a folder holds an adapter of PEFT's, without its base."""
+    folder = Path(spec)
+    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
 
 
 def _opened(kind: Any, spec: str, what: str, missing: str, **how: Any) -> Any:
