@@ -1,8 +1,8 @@
 """Score the whole weight of an adapted layer, W + s B A, with no tensor of its size beside it.
 
     v = Δ_ref − s B A                         Δ_ref = s' B' A' of another adapter, or W_ref − W
-    z ← z + N' (A' x) + N (A x)               N' = N = 0,  v_N' = s' B',  v_N = −s B
-    ⟨∇_N' ℓ, v_N'⟩ + ⟨∇_N ℓ, v_N⟩ = Σ_rows ⟨∂ℓ/∂z, v x⟩ = ⟨∇_W ℓ, v⟩
+    z ← z + N [A' x; A x]                     N = 0,  v_N = [s' B', −s B]
+    ⟨∇_N ℓ, v_N⟩ = Σ_rows ⟨∂ℓ/∂z, v x⟩ = ⟨∇_W ℓ, v⟩
 
 The zeros lie beside the model, in hooks of its layers, and what it computes stays the same. Every
 engine scores them like parameters; W itself, frozen or quantized, takes no part. They stay in place
@@ -62,14 +62,24 @@ class Beside(nn.Module):
         super().__init__()
         self._current, self.target = layer.current, target
         self._layer = weakref.ref(layer.module)
-        own = layer.current()
-        self.own = nn.Parameter(torch.zeros_like(own.up))  # N [out, r]
-        far = target.up.to(own.up) if isinstance(target, LowRank) else own.up.new_zeros(())
-        self.toward = nn.Parameter(torch.zeros_like(far))  # N' [out, r'], or n []
-        for zero in (self.own, self.toward):
+        self._dense = target if isinstance(target, Tensor) else None
+        up = self._product().up
+        self.thin = nn.Parameter(torch.zeros_like(up))  # N [out, r]
+        self.whole = None if self._dense is None else nn.Parameter(up.new_zeros(()))  # n []
+        for zero in self.parameters():
             zero.register_post_accumulate_grad_hook(_drop)
         self._zeros = dict(self._parameters)
-        self._length = torch.zeros(()) if isinstance(target, LowRank) else _square(target)
+        self._length = _square(target) if isinstance(target, Tensor) else torch.zeros(())
+
+    def _product(self) -> LowRank:
+        """Return what of v is a product: all of it, or −s B A alone."""
+        own, target = self._current(), self.target
+        if isinstance(target, Tensor):
+            return LowRank(-own.up, own.down)
+        return LowRank(
+            torch.cat([target.up.to(own.up), -own.up], 1),
+            torch.cat([target.down.to(own.down), own.down]),
+        )
 
     @property
     def wanted(self) -> bool:
@@ -79,16 +89,12 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the zeros add to the layer's output: ``[…, out]`` zeros, and their v x."""
-        own = self._current()
         with torch.no_grad():  # 0 · h has no derivative along h
-            x = x.detach().to(own.down.dtype)
-            here = F.linear(x, own.down)
-            dense = isinstance(self.target, Tensor)
-            down = self.target if isinstance(self.target, Tensor) else self.target.down
-            there = F.linear(x.to(down.dtype), down)
-        added = there * self.toward if dense else F.linear(there, self.toward)
-        out: Tensor = F.linear(here, self.own) + added
-        return out
+            x, down = x.detach(), self._product().down
+            h = F.linear(x.to(down.dtype), down)  # [..., r]
+            far = None if self._dense is None else F.linear(x.to(self._dense.dtype), self._dense)
+        added = F.linear(h, self.thin)
+        return added if far is None or self.whole is None else added + far * self.whole
 
     def place(self) -> None:
         """Take the place beside the layer, from whichever zeros were there."""
@@ -111,30 +117,28 @@ class Beside(nn.Module):
             del _placed[layer]
 
     def direction(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return v of both zeros, and ‖v‖² of the dense direction, ``[]``."""
+        """Return v of the zeros, and ‖v‖² of the dense direction, ``[]``."""
         own, target = self._current(), self.target
         far = target.down if isinstance(target, LowRank) else target
-        if not own.down.device == far.device == self.own.device:
+        if not own.down.device == far.device == self.thin.device:
             raise UsageError(
                 f"An adapted layer is on {own.down.device}, and was on {far.device} when its "
                 "reference was made. Make it, and GradMimic, after the model has been moved."
             )
-        with torch.no_grad():
-            if isinstance(target, LowRank):
-                long, between = _product(target, target), _product(target, own)
-                rounding = 1e3 * torch.finfo(long.dtype).eps
-                toward = target.up.to(self.toward)
-            else:
-                exact = torch.promote_types(target.dtype, torch.float32)
-                cross = own.up.T.to(exact) @ target.to(exact)  # [r, in]
-                long, between = self._length, (cross * own.down).sum(dtype=_wide(target))
-                rounding = 10 * torch.finfo(exact).eps
-                toward = torch.ones_like(self.toward)
-            short = _product(own, own)
-            squared = long - 2 * between + short
-            # a copy has no direction, but for what rounding leaves
-            squared = torch.where(squared > rounding * (long + short), squared, 0.0)
-        return {"own": -own.up, "toward": toward}, squared
+        v = {"thin": self._product().up}
+        if isinstance(target, LowRank):
+            long, between = _inner(target, target), _inner(target, own)
+            rounding = 1e3 * torch.finfo(long.dtype).eps
+        else:
+            v["whole"] = own.up.new_ones(())
+            exact = torch.promote_types(target.dtype, torch.float32)
+            cross = own.up.T.to(exact) @ target.to(exact)  # [r, in]
+            long, between = self._length, (cross * own.down).sum(dtype=_wide(cross))
+            rounding = 10 * torch.finfo(exact).eps
+        short = _inner(own, own)
+        squared = long - 2 * between + short
+        # a copy has no direction, but for what rounding leaves
+        return v, torch.where(squared > rounding * (long + short), squared, 0.0)
 
 
 class _Hook:
@@ -267,7 +271,7 @@ class ChangesReference(Reference):
         return found
 
 
-def _product(a: LowRank, b: LowRank) -> Tensor:
+def _inner(a: LowRank, b: LowRank) -> Tensor:
     """Return ⟨U_a D_a, U_b D_b⟩, ``[]``."""
     wide = _wide(a.up)
     ups: Tensor = a.up.to(wide).T @ b.up.to(wide)  # [r_a, r_b]
