@@ -1,5 +1,7 @@
 """Only what the assistant says counts, whatever the template, and canaries get another's words."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sft_runs import CHAT, MARKED, rows, tokenizer
@@ -61,6 +63,43 @@ def test_a_template_may_drop_the_thoughts_of_earlier_turns():
 def test_a_template_may_open_a_thought_that_the_data_do_not_have():
     said, _ = counted_text(tokenizer(OPENED), TALK)
     assert said == ["It is  five, and not six.<|end|>", " Light scatters. 🙂<|end|>"]
+
+
+def test_only_the_last_turn_may_end_the_text():
+    said, _ = counted_text(
+        tokenizer(CHAT + "{% if not add_generation_prompt %}<s>{% endif %}"), TALK
+    )
+    assert said == ["It is  five, and not six.<|end|>", " Light scatters. 🙂<|end|>\n<s>"]
+
+
+@pytest.mark.slow
+def test_real_templates_show_every_response_or_are_refused():
+    trl = pytest.importorskip("trl", reason="needs the extra 'trl', which brings templates")
+    files = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    if not files:
+        pytest.skip("this release of trl keeps its templates elsewhere")
+    words, found = tokenizer(), {}
+    words.add_special_tokens({"bos_token": "<s>"})
+    talk = Instruction("0", TALK.messages[1:])  # some know no system
+    for file in files:
+        words.chat_template = file.read_text(encoding="utf-8")
+        encoded = Encoder(words, 4096)(talk)
+        if encoded == BAD_TEMPLATE:
+            found[file.stem] = None
+            continue
+        found[file.stem], _ = counted_text(words, talk, 4096)
+        first, last = found[file.stem]
+        assert "It is  five, and not six." in first, file.stem
+        assert "Light scatters. 🙂" in last, file.stem
+        assert "What is five?" not in first, file.stem
+        assert "The sky" not in last, file.stem
+    refused = {name.removesuffix("_training") for name, said in found.items() if said is None}
+    assert refused <= {"idefics3", "llava_next", "smolvlm"}  # they show pictures beside texts
+    if "llama3" in found:
+        assert found["llama3"] == [
+            "It is  five, and not six.<|eot_id|>",
+            "Light scatters. 🙂<|eot_id|>",
+        ]
 
 
 def test_a_response_that_repeats_its_prompt_is_found_where_it_is_said():

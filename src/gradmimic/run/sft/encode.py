@@ -55,13 +55,14 @@ class Encoder:
         try:
             if sample.literal or not self.templated:
                 ids, counted = self._of_text(*self._plain(sample), special=True)
-            elif self._marked:
-                ids, counted = self._marked_by_template(sample)
             else:
-                found = self._by_turns(sample)
+                found = self._by_turns(sample)  # those of a template with marks are found as well
                 if found is None:
                     return BAD_TEMPLATE
-                ids, counted = self._of_text(*found, special=False)
+                if self._marked:
+                    ids, counted = self._marked_by_template(sample)
+                else:
+                    ids, counted = self._of_text(*found, special=False)
         except Exception:  # a template may refuse anything, in words of its own
             if sample.literal or not self.templated:
                 raise
@@ -89,7 +90,8 @@ class Encoder:
         turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
         text = self._rendered(turns)
         last = turns[-1]["content"].strip()
-        end = text[text.rindex(last) + len(last) :].rstrip()  # what ends a turn
+        end = text[text.rindex(last) + len(last) :].rstrip()  # what ends the last turn
+        ends = end, *end.split()[:1]  # and others, which an end of the text may not follow
         spans: Spans = []
         for place, turn in enumerate(turns):
             if turn["role"] != ASSISTANT:
@@ -101,7 +103,7 @@ class Encoder:
             if at < 0:
                 return None
             stop = at + len(content)
-            stop += len(end) if text.startswith(end, stop) else 0
+            stop += next((len(own) for own in ends if text.startswith(own, stop)), 0)
             spans.append((shared if shared == len(before) else at, stop))
         return text, spans
 
