@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.demo  ## find the mislabelled among scikit-learn's digits, and train a better model
 	$(BIN)/python examples/digits.py runs/digits-data
@@ -18,6 +18,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev  ## the documentation as a site: open site/index.html
+	$(BIN)/python -m sphinx -W --keep-going docs site
 
 bench: $(VENV)/.dev  ## every table that the docs quote; takes six hours
 	$(BIN)/python benchmarks/figures.py --seeds 3
@@ -48,7 +51,7 @@ bench: $(VENV)/.dev  ## every table that the docs quote; takes six hours
 	$(BIN)/python benchmarks/datacomp.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -71,7 +71,7 @@ def changed_loop(page):
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = SYBIL.parse(ROOT / "README.md")
-    decide, more = readme.examples()
+    decide, more = list(readme.examples())[:2]
     model = nn.Linear(8, 3)
     save_file(nn.Linear(8, 3).state_dict(), "better.safetensors")
     x = torch.randn(256, 8)
