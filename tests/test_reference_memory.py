@@ -28,9 +28,10 @@ def llama(seed=0, *, tied=False, kind=transformers.LlamaForCausalLM):
 
 
 def adapted(seed=1):
+    base = llama()
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    return peft.get_peft_model(llama(), config)
+    return peft.get_peft_model(base, config)
 
 
 def losses(model, ids):
