@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gradmimic import ScoreLog
 from gradmimic.errors import DataError, UsageError
 from gradmimic.integrations.huggingface import MimicMixin, mimic_trainer
+from gradmimic.integrations.trl_metrics import OncePerBatch
 
 trl = pytest.importorskip("trl", reason="needs the extra 'trl'")
 
@@ -194,3 +195,26 @@ def test_adapters_of_a_config_are_trained_and_scored(tmp_path):
     first = trainer.state.log_history[0]
     assert 1 <= first["mimic/effective_batch_size"] <= 2
     assert first["mimic/score"] != 0
+
+
+def test_the_model_runs_once_a_batch(tmp_path):
+    calls = []
+    trainer = made("text", tmp_path, options={"reference": better()})
+    trainer.model.model.register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert len(calls) == 4  # TRL would run it again for entropy and accuracy
+
+
+def test_metrics_of_logits_are_those_of_trl(tmp_path):
+    model = made("text", tmp_path, trl.SFTTrainer).model  # TRL gives it a head for metrics
+    words = torch.tensor([[4, 5, 6, 7, 8], [9, 10, 11, 0, 0]])
+    labels = torch.where(words > 5, words, -100)
+    once = OncePerBatch(model)
+    with torch.no_grad():
+        expected = model(words, labels=labels, fused_lm_head=True)
+        once(words)
+        found = once(words, labels=labels, fused_lm_head=True)
+    for name in ("entropy", "is_top1", "label_mask", "log_probs"):  # the last by another pass
+        own, right = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(own.float(), right.float())
+    assert once.config is model.config

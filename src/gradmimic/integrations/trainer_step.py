@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from gradmimic.errors import LossError, UsageError, listed
 from gradmimic.extras import import_extra
+from gradmimic.integrations.trainer_ids import prepares
 from gradmimic.integrations.trainer_losses import heeds_items, kind_of, sample_losses
 from gradmimic.integrations.trainer_numbers import Numbers
+from gradmimic.integrations.trl_metrics import OncePerBatch
 from gradmimic.log import ScoreLog
 from gradmimic.record import Ids
 from gradmimic.reweight import GradMimic
@@ -146,7 +148,8 @@ class Mimicking:
 
         with ExitStack() as scored, _taken_by(trainer, weigh):
             scored.enter_context(mimic)
-            result = plain(model, inputs, **more)
+            called: Any = OncePerBatch(model) if prepares(trainer) else model
+            result = plain(called, inputs, **more)
         if not weighed:
             raise UsageError(
                 f"{type(trainer).__name__}.compute_loss takes a loss of its own, of the whole "

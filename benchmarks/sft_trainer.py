@@ -1,0 +1,129 @@
+"""What a mimicking ``SFTTrainer`` costs: its steps against those of TRL's own.
+
+    time = median_t (other_t / plain_t)      all take turns in one process
+
+A step is the next batch of the trainer's own loader, ``training_step``, the optimizer's step. The
+head is scored, every score is logged. TRL's own loss never forms all logits; one that is passed as
+``compute_loss_func`` has them, and costs a second pass of the model for TRL's metrics. Ours is of
+that kind, and takes the metrics from its logits: the middle row says what that spares.
+
+Run: python benchmarks/sft_trainer.py [--quick]
+"""
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from harness import interleave, save
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.nn import functional as F
+
+from gradmimic.integrations.huggingface import mimic_trainer
+
+WORDS, ROWS, LENGTH, BATCH = 8192, 256, 64, 8
+SIZES: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+}
+
+
+def llama() -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+
+
+def tokenizer() -> Any:
+    kind: Any = transformers.PreTrainedTokenizerFast
+    words = {f"w{i}": i for i in range(WORDS)}
+    names = {"pad_token": "w0", "eos_token": "w1", "unk_token": "w2"}
+    return kind(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")), **names)  # noqa: S106
+
+
+def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+class Step:
+    """One step of an SFTTrainer."""
+
+    def __init__(self, folder: str, *, checkpointing: bool, mimics: bool, own: Any = None) -> None:
+        torch.manual_seed(0)
+        model, reference = llama(), llama()
+        words = torch.randint(3, WORDS, (ROWS, LENGTH)).tolist()
+        args = trl.SFTConfig(
+            folder, per_device_train_batch_size=BATCH, report_to="none", use_cpu=True, bf16=False,
+            dataloader_pin_memory=False, disable_tqdm=True, activation_checkpointing=checkpointing,
+            log_level="error",
+        )  # fmt: skip
+        self.trainer: Any = trl.SFTTrainer(
+            model,
+            args,
+            train_dataset=Dataset.from_dict({"input_ids": words}),
+            processing_class=tokenizer(),
+            compute_loss_func=own,
+        )
+        if mimics:
+            mimic_trainer(self.trainer, reference, score_log=f"{folder}/scores")
+        self.loader = self.trainer.get_train_dataloader()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        self.trainer.create_optimizer()
+        self.model, self.optimizer = self.trainer.accelerator.prepare(model, self.trainer.optimizer)
+        self.batches = self.forever()
+
+    def forever(self) -> Iterator[Any]:
+        while True:
+            yield from self.loader
+
+    def __call__(self) -> None:
+        (batch,), items = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
+        self.trainer.training_step(self.model, batch, items)
+        self.optimizer.step()
+        self.model.zero_grad()
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few turns")
+    quick = parser.parse_args().quick
+    turns = 5 if quick else 40
+    results: list[dict[str, Any]] = []
+    table = Table("activation checkpointing", "step", "time, plain = 1", "seconds")
+    for checkpointing in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            both: dict[str, Any] = {"folder": folder, "checkpointing": checkpointing}
+            steps: dict[str, Callable[[], object]] = {
+                "SFTTrainer": Step(**both, mimics=False),
+                "SFTTrainer with compute_loss_func": Step(**both, mimics=False, own=mean_loss),
+                "mimicking SFTTrainer": Step(**both, mimics=True),
+                "SFTTrainer again": Step(**both, mimics=False),
+            }
+            for name, timing in interleave(steps, turns=turns).items():
+                own = {"checkpointing": checkpointing, "step": name, **timing._asdict()}
+                results.append(own)
+                table.add_row(
+                    str(checkpointing), name, f"{timing.ratio:.2f}", f"{timing.seconds:.3f}"
+                )
+    Console().print(table)
+    if not quick:
+        save("sft_trainer", results, "python benchmarks/sft_trainer.py")
+
+
+if __name__ == "__main__":
+    main()
