@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import transformers
-import trl
 from datasets import Dataset
 from harness import interleave, save
 from rich.console import Console
@@ -27,8 +26,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.nn import functional as F
 
+from gradmimic.extras import import_extra
 from gradmimic.integrations.huggingface import mimic_trainer
 
+trl = import_extra("trl", "trl")
 WORDS, ROWS, LENGTH, BATCH = 8192, 256, 64, 8
 SIZES: dict[str, Any] = {
     "vocab_size": WORDS,
