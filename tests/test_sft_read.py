@@ -227,6 +227,11 @@ def test_a_folder_without_instructions_says_what_it_looked_for(tmp_path):
         open_instructions(tmp_path)
 
 
+def test_a_bare_hub_id_is_told_how_to_be_named():
+    with pytest.raises(DataError, match="hub give hf://datasets/owner/name, with :split"):
+        open_instructions("owner/name")
+
+
 def test_a_hub_data_set_is_named_by_a_url(monkeypatch):
     datasets = pytest.importorskip("datasets", reason="needs the extra 'datasets'")
     asked = []

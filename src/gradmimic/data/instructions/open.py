@@ -1,7 +1,9 @@
 """The one door: instructions with responses, whatever they are kept in."""
 
 import posixpath
+import re
 from os import PathLike, fspath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from gradmimic.data.files import PARQUET
@@ -13,6 +15,7 @@ from gradmimic.data.pairs.place import find, is_saved
 from gradmimic.errors import DataError
 
 LINES = (".jsonl", ".ndjson")
+_HUB_ID = re.compile(r"[\w.-]+/[\w-]+")  # without a suffix
 _KINDS = (PARQUET, LINES, (".json",))
 
 
@@ -43,6 +46,11 @@ def open_instructions(data: str | PathLike[str]) -> InstructionSource:
     on_hub = open_hub(name)
     if on_hub is not None:
         return on_hub
+    if _HUB_ID.fullmatch(name) and not Path(name).exists():
+        raise DataError(
+            f"no file or folder {name}; check the path. For a data set on Hugging Face's hub give "
+            f"hf://datasets/{name}, with :split behind it where that is not train"
+        )
     if is_saved(name):
         return open_saved(name)
     place = find(name, _KINDS, what="instructions")
