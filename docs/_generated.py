@@ -7,8 +7,10 @@ from dataclasses import MISSING, fields
 
 from docutils import nodes
 
+import gradmimic
 from gradmimic.run.config import TASKS
 
+PUBLIC = re.compile(rf":(class|func):`({'|'.join(gradmimic.__all__)})`")
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Source|Yields):")
 
 
@@ -70,6 +72,11 @@ def keep_formulas(app, what, name, obj, options, lines):
         inside = indented or (inside and not line.strip())
         head.append(line)
     lines[:end] = head
+
+
+def link_public_names(app, what, name, obj, options, lines):
+    """Let docstrings name what ``gradmimic`` exports without its package, wherever they stand."""
+    lines[:] = [PUBLIC.sub(r":\1:`~gradmimic.\2`", line) for line in lines]
 
 
 def dashes(app, doctree):

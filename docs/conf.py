@@ -49,8 +49,9 @@ pygments_dark_style = "github-dark"
 
 
 def setup(app):
-    """Fill in what is made of the package itself, and keep the lines of formulas apart."""
+    """Fill in what is made of the package itself; keep formulas and links in docstrings."""
     app.connect("source-read", _generated.fill)
     app.connect("env-get-outdated", lambda *_: {"reference/commands", "reference/keys"})
     app.connect("doctree-read", _generated.dashes)
     app.connect("autodoc-process-docstring", _generated.keep_formulas, priority=100)
+    app.connect("autodoc-process-docstring", _generated.link_public_names, priority=101)
