@@ -1,9 +1,11 @@
 """The mimicking Trainer against the plain one, and against one backward pass a sample."""
 
 import math
+import runpy
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn import functional as F
 from trainers import (
     BERT,
@@ -326,3 +328,12 @@ def test_what_cannot_be_weighed_is_refused_before_the_first_step(tmp_path):
     other = BertForNextSentencePrediction(BertConfig(**BERT))
     assert "Nothing is known of the loss of single samples of a BertForNext" in refusal(other)
     assert "compute_loss_func=" in refusal(other)
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, capsys):
+    example = runpy.run_path(str(ROOT / "examples" / "hf_trainer.py"))
+    example["main"](tmp_path, epochs=1)
+    said = capsys.readouterr().out
+    assert said.count("accuracy") == 4
+    assert said.count("AUROC of the wrong labels 0.") == 2
