@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import gradmimic
 
-SLOW = {"command-line"}  # more than a few seconds each
+SLOW = {"command-line", "lora", "sft-trainer", "trainer"}  # more than a few seconds each
 
 
 def shell(example):
