@@ -39,11 +39,11 @@ from gradmimic.canaries import Canaries
 from gradmimic.cross_fit import deal
 from gradmimic.curate.decide import decide
 from gradmimic.data.noise import symmetric
+from gradmimic.data.scale import Scale
 from gradmimic.label_issues import inspect_labels
 from gradmimic.label_issues.judge import _FOLDS
 from gradmimic.label_issues.probe import Data, fit
 from gradmimic.run.metrics import detection
-from gradmimic.run.models import Scale
 from gradmimic.run.train import Rows, train
 from gradmimic.separation import auroc
 

@@ -25,7 +25,7 @@ from gradmimic.reference import Reference, Source, load_reference
 
 RankedBy = Literal["score", "p_clean"]
 
-_LEAST = 20  # samples to judge
+LEAST = 20  # samples to judge
 _RANKED_BY = ("score", "p_clean")
 _CLEANLAB = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
@@ -215,7 +215,7 @@ def _inspect(
     rows, given = as_features(features), as_labels(labels)
     if len(rows) != len(given):
         raise DataError(f"expected one label per row, got {len(rows)} rows and {len(given)}.")
-    if len(rows) < _LEAST:
+    if len(rows) < LEAST:
         raise DataError(_too_few(len(rows)))
     classes, numbers = np.unique(given, return_inverse=True)
     if len(classes) < 2:
@@ -232,21 +232,21 @@ def _inspect(
         check_trusted(numbers, known, classes)
     elif probe is None:
         judged = repeated(numbers, classes)
-    if judged.sum() < _LEAST:
+    if judged.sum() < LEAST:
         raise DataError(_too_few(int(judged.sum())))
     data = Data(rows, torch.from_numpy(numbers.astype(np.int64)), len(order), seed)
     where = np.flatnonzero(judged)
     if probe is not None:
-        return _found(given, order, known, judge(data, [(probe, where)]))
-    return _found(given, order, known, cross_fitted(data, known, where))
+        return issues_of(given, order, known, judge(data, [(probe, where)]))
+    return issues_of(given, order, known, cross_fitted(data, known, where))
 
 
 def _too_few(n: int) -> str:
     """Say that canaries cannot tell anything about so few samples."""
-    return f"expected at least {_LEAST} samples to judge, got {n}. With so few, look at each."
+    return f"expected at least {LEAST} samples to judge, got {n}. With so few, look at each."
 
 
-def _found(
+def issues_of(
     given: npt.NDArray[Any], classes: npt.NDArray[Any], known: BoolArray, judgement: Judgement
 ) -> LabelIssues:
     """Bring a judgement into the order and the labels of the data."""

@@ -15,10 +15,10 @@ from gradmimic.cross_fit import deal
 from gradmimic.curate import Selection
 from gradmimic.curate.canaries import Calibration
 from gradmimic.curate.decide import decide
+from gradmimic.data.scale import Scale
 from gradmimic.label_issues.inputs import BLOCK, BoolArray, IntArray
 from gradmimic.label_issues.probe import Data, Probe, fit
 from gradmimic.log import ScoreLog
-from gradmimic.run.models import Scale
 
 _SCORER = "mimic_path"
 _FOLDS = 5

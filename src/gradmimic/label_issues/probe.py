@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradmimic.data.scale import Scale
 from gradmimic.errors import ReferenceMismatchError, listed
 from gradmimic.label_issues.inputs import IntArray
 from gradmimic.reference import Reference
-from gradmimic.run.models import Scale
 
 # Weights from which on threads share a step. A smaller one takes 0.8 ms alone; where
 # other programs keep the cores busy, threads wait for each other up to 100 times longer.
@@ -58,7 +58,7 @@ def fit(data: Data, scale: Scale, rows: IntArray, weights: npt.NDArray[np.float3
     optimizer = torch.optim.AdamW([weight, bias], lr=1e-3, weight_decay=1e-5, fused=True)
     size = min(max(len(rows) // 100, 16), 256)
     generator = torch.Generator().manual_seed(data.seed)
-    with torch.enable_grad(), _threads(1 if weight.numel() < _SHARED else None):
+    with torch.enable_grad(), threads(weight.numel()):
         for _ in range(_EPOCHS):
             for places in torch.randperm(len(rows), generator=generator).split(size):
                 batch = rows[places.numpy()]
@@ -71,10 +71,10 @@ def fit(data: Data, scale: Scale, rows: IntArray, weights: npt.NDArray[np.float3
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads, or as many as it does; the caller's choice comes back."""
+def threads(weights: int) -> Iterator[None]:
+    """Let torch use one thread for so few weights; the caller's choice comes back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(1 if weights < _SHARED else before)
     try:
         yield
     finally:

@@ -11,32 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gradmimic.data.scale import Scale
 from gradmimic.errors import ConfigError
-
-
-class Scale(nn.Module):
-    """x ↦ (x − mean) / spread, with the statistics of the training inputs.
-
-    One spread for all features: dividing each by its own makes weaker references.
-    """
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, inputs: npt.NDArray[np.generic]) -> None:
-        super().__init__()
-        # features [n, d]: a mean for each; images [n, c, h, w]: one for each channel
-        rest = tuple(axis for axis in range(inputs.ndim) if axis != 1)
-        shape = (1, -1) + (1,) * (inputs.ndim - 2)
-        mean = inputs.mean(axis=rest, dtype=np.float64).reshape(shape)
-        squares = sum(float(((block - mean) ** 2).sum()) for block in np.array_split(inputs, 64))
-        spread = (squares / inputs.size) ** 0.5
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("spread", torch.tensor(spread or 1.0, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale ``[b, …]`` inputs of any dtype."""
-        return (x.float() - self.mean) / self.spread
 
 
 class Classifier(nn.Module):
