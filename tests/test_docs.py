@@ -1,5 +1,7 @@
 """The site builds from docs without a warning, and asks nobody else for anything."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -106,3 +108,15 @@ def test_links_between_pages_lead_somewhere_on_a_forge_too(page):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert anchor[1:] in [slug(heading) for heading in headings], f"{target}{anchor}"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_the_python_of_other_pages_is_python_that_imports_what_exists(page):
+    """Loops whose data are the reader's cannot run; what they import and how they read can be."""
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        if ">>>" in block:
+            continue  # test_howto runs these
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("gradmimic"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
