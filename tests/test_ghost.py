@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradmimic import GradMimic, mimic_scores
-from gradmimic.canaries import Canaries
+from gradmimic.canaries import Canaries, CanaryLosses
 from gradmimic.engines.ghost import GhostEngine
 
 
@@ -178,6 +178,24 @@ def test_canaries_are_scored_apart_from_their_samples(trained):
         assert len(set(made.rows)) < len(made.rows)
         mimic.weigh(losses, canaries=made).backward()
         found[engine] = [torch.from_numpy(drawn[0]), *(p.grad for p in model.parameters())]
+    torch.testing.assert_close(found["ghost"], found["oracle"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("backward", ["once", "twice"])
+def test_canaries_may_be_rows_of_their_own(backward, trained):
+    model, reference = zoo.build("mlp", 4)
+    batch = zoo.draw("mlp", 9)
+    found = {}
+    for engine in ("oracle", "ghost"):
+        how = {"backward": backward} if engine == "ghost" else {}
+        mimic = GradMimic(model, reference, params="all", engine=engine, **how)
+        model.zero_grad()
+        with mimic:
+            losses = F.cross_entropy(model(batch.x), batch.y, reduction="none")
+        made = CanaryLosses(losses[6:], [0, 1, 2], ["own"] * 3, trained, rows=[6, 7, 8])
+        mimic.weigh(losses[:6], canaries=made).backward()
+        found[engine] = [mimic.scores, *(p.grad for p in model.parameters())]
     torch.testing.assert_close(found["ghost"], found["oracle"], rtol=1e-6, atol=1e-6)
 
 

@@ -158,6 +158,17 @@ def test_a_samples_score_is_the_mean_of_its_tokens(keys):
         assert "".join(row["tokens"]) == expected
 
 
+def test_a_last_batch_of_one_sample_has_a_weight(keys):
+    write_lines(Path(keys["data"]), rows(5))
+    run(keys, batch_size=4)
+    weights = logged(keys["out"], "reference_loss", "weight")
+    assert max(abs(value) for value in logged(keys["out"], "reference_loss").values()) > 4
+    assert 1.0 in weights.values()
+    write_lines(Path(keys["data"]), rows(1))
+    outcome = run(keys, overwrite=True)  # of which no canary can be made
+    assert (outcome.values["kept"], outcome.values["canaries"]) == (1, 0)
+
+
 def test_what_is_kept_is_as_it_came_and_what_is_removed_says_why(keys):
     path = Path(keys["data"])
     with path.open("a", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from gradmimic import Canaries, ScoreLog
 from gradmimic.errors import LossError
 from gradmimic.scoring import score
 from gradmimic.units import Piece, finished, score_units
-from gradmimic.visit import Said
+from gradmimic.visit import Said, Weighing
 
 SIZES = [3, 1, 0, 2, 1]  # batches of each unit
 
@@ -158,3 +158,9 @@ def test_other_scorers_are_logged_beside(tmp_path):
         scores = torch.tensor(own["score"].to_numpy())
         expected = torch.softmax(scores / (0.7 * scores.std(correction=0)), 0)
         np.testing.assert_allclose(own["weight"].to_numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scores", [[-5.0], [5.0], [7.0, 7.0, 7.0], []])
+def test_scores_without_a_spread_weigh_alike(scores):
+    weights = Weighing("auto")(torch.tensor(scores), None)
+    torch.testing.assert_close(weights, torch.full((len(scores),), 1 / max(len(scores), 1)))

@@ -51,8 +51,11 @@ class Temperature:
             self._spread = spread
         before = self._spread.to(spread)
         self._spread = before + _FORGET * (spread - before)
-        # Scores that are all alike have no spread, and any τ gives equal weights then.
-        return (_SHARE * self._spread).clamp(min=torch.finfo(scores.dtype).tiny)
+        # Scores that are all alike have no spread, and any τ gives equal weights then that leaves
+        # m/τ finite.
+        about = torch.finfo(scores.dtype)
+        least = about.eps * scores.abs().max() if len(scores) else spread
+        return (_SHARE * self._spread).clamp(min=about.tiny).maximum(least)
 
 
 def _checked(value: float | str) -> float:

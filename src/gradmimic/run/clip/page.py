@@ -12,9 +12,10 @@ from gradmimic.data.pairs.picture import decode
 from gradmimic.data.pairs.sample import Record
 from gradmimic.pair_model import PairModel
 from gradmimic.report.figures import curve_figure, histogram_figure
+from gradmimic.report.grids import Grid
 from gradmimic.report.numbers import percent
 from gradmimic.report.page import signed
-from gradmimic.report.pairs import Grid, PairCard, PairsReport, write_pairs_report
+from gradmimic.report.pairs import PairCard, PairsReport, write_pairs_report
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.evaluate import KS
 from gradmimic.run.clip.outcome import WAYS, Means, recalls, zero_shots
