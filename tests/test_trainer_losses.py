@@ -9,7 +9,6 @@ from transformers import (
     LlamaForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
-    T5Config,
     T5ForConditionalGeneration,
     default_data_collator,
 )
@@ -19,13 +18,11 @@ from gradmimic.errors import LossError, UsageError
 from gradmimic.integrations.trainer_losses import heeds_items, kind_of, sample_losses
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 1, "num_heads": 2}
 PADDED = {"num_key_value_heads": 1, "intermediate_size": 20, "pad_token_id": 0, "num_labels": 3}
 MADE_HERE = {
-    "t5": lambda: T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0)),
     "llama classes": lambda: LlamaForSequenceClassification(LlamaConfig(**TINY, **PADDED)),
 }
-ROWS = {"t5": "masked", "llama classes": "classes"}
+ROWS = {"llama classes": "classes"}
 
 
 def case(kind):

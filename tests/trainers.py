@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -29,6 +31,10 @@ LLAMA = {
     "num_key_value_heads": 1, "intermediate_size": 20, "max_position_embeddings": 16,
 }  # fmt: skip
 GPT2 = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+T5 = {
+    "vocab_size": WORDS, "d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 1, "num_heads": 2,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 VIT = {
     "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1,
     "num_attention_heads": 2, "intermediate_size": 20, "num_labels": 3,
@@ -47,10 +53,11 @@ MADE = {
     "masked": lambda **own: BertForMaskedLM(BertConfig(**{**BERT, **own})),
     "gpt2": lambda **own: GPT2LMHeadModel(GPT2Config(**{**GPT2, **own})),
     "llama": lambda **own: LlamaForCausalLM(LlamaConfig(**{**LLAMA, **own})),
+    "t5": lambda **own: T5ForConditionalGeneration(T5Config(**{**T5, **own})),
 }
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STILL_GPT2 = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-TOKENS = ("tags", "masked", "gpt2", "llama")
+TOKENS = ("tags", "masked", "gpt2", "llama", "t5")
 
 
 def model_of(kind, *, still=False, seed=1, **own):
@@ -58,7 +65,7 @@ def model_of(kind, *, still=False, seed=1, **own):
     torch.manual_seed(seed)
     if not still:
         return MADE[kind](**own)
-    off = {"gpt2": STILL_GPT2, "llama": {}}.get(kind, STILL)
+    off = {"gpt2": STILL_GPT2, "llama": {}, "t5": {"dropout_rate": 0.0}}.get(kind, STILL)
     return MADE[kind](**off, **own).double()
 
 
@@ -89,7 +96,7 @@ def rows_of(kind, rows=ROWS):
         labels = {
             "classes": i % 3, "several": below(2, 3).float().tolist(), "regression": i / ROWS,
             "tags": [word % 3 for word in words], "masked": list(words), "gpt2": list(words),
-            "llama": list(words),
+            "llama": list(words), "t5": list(words),
         }[kind]  # fmt: skip
         if kind in TOKENS:
             labels[0] = -100

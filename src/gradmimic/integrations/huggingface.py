@@ -84,6 +84,7 @@ class MimicMixin:
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train as the Trainer does; on resuming, scores and log go on where they stood too."""
+        self._mimicking.begin()
         self._mimicking.state.begin(resume_from_checkpoint, self.args)  # type: ignore[attr-defined]
         plain: Any = super().train  # type: ignore[misc]
         return plain(resume_from_checkpoint, *args, **kwargs)
@@ -114,7 +115,6 @@ class MimicMixin:
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's own, whose batches hold the samples' ids too."""
-        self._mimicking.begin()
         plain: Any = super().get_train_dataloader  # type: ignore[misc]
         return loader_with_ids(self, plain, self._mimicking.id_column)
 

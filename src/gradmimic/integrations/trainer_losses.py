@@ -80,10 +80,11 @@ def sample_losses(
             f"There are no {lacking} to take losses of: expected the column 'labels' in every "
             f"batch, and a model that returns its 'logits'. {_INSTEAD}"
         )
-    model = _bare(model)
+    model = inside_peft(model)
     kind = kind_of(model)
     if kind == "classes":
         return _of_classes(model, logits, labels, label_smoothing)
+    labels = labels.to(logits.device)  # where layers lie on several
     found = token_losses(logits, labels, causal=kind == "shifted", label_smoothing=label_smoothing)
     return SampleLosses(found.means, found.counts)
 
@@ -94,7 +95,7 @@ def kind_of(model: nn.Module) -> str:
     Raises:
         UsageError: nothing is known of it.
     """
-    model = _bare(model)
+    model = inside_peft(model)
     name = type(model).__name__
     if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise UsageError(
@@ -191,7 +192,22 @@ def heeds_items(model: nn.Module, inputs: Mapping[str, Any], *, takes: bool) -> 
     )
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def complete(model: nn.Module, inputs: Any) -> None:
+    """Give a decoder with an encoder its inputs, which it would make of labels given to it itself.
+
+    Args:
+        model: the model, unwrapped.
+        inputs: one batch; ``decoder_input_ids`` are added where they are missing.
+    """
+    model, given = inside_peft(model), ("decoder_input_ids", "decoder_inputs_embeds")
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    labels = inputs.get("labels")
+    if encodes and shift is not None and labels is not None and not any(n in inputs for n in given):
+        inputs["decoder_input_ids"] = shift(labels=labels)
+
+
+def inside_peft(model: nn.Module) -> nn.Module:
     """Return the model inside one of peft's."""
     inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return inner

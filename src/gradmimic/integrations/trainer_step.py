@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from gradmimic.errors import LossError, UsageError, listed
 from gradmimic.extras import import_extra
 from gradmimic.integrations.trainer_ids import prepares
-from gradmimic.integrations.trainer_losses import heeds_items, kind_of, sample_losses
+from gradmimic.integrations.trainer_losses import (
+    complete,
+    heeds_items,
+    inside_peft,
+    kind_of,
+    sample_losses,
+)
 from gradmimic.integrations.trainer_numbers import Numbers
 from gradmimic.integrations.trl_metrics import OncePerBatch
 from gradmimic.log import ScoreLog
@@ -72,6 +78,7 @@ class Mimicking:
         trainer.remove_callback(MimicState)
         trainer.add_callback(self.state)
         self.mimic: GradMimic | None = None
+        self._wrapped: nn.Module | None = None
         self._heeds: bool | None = None  # unknown as yet
 
     def begin(self) -> None:
@@ -95,16 +102,17 @@ class Mimicking:
             kind_of(unwrapped(trainer.model))
 
     def built(self, model: nn.Module) -> GradMimic:
-        """Return the GradMimic of a model as Accelerate has wrapped it, made at the first call."""
-        if self.mimic is None:
+        """Return the GradMimic of a model as Accelerate has wrapped it, made at its first step."""
+        if self.mimic is None or self._wrapped is not model:
             reference, options, inner = self._reference, dict(self._options), unwrapped(model)
-            if hasattr(inner, "peft_config"):
+            if inside_peft(inner) is not inner:
                 from gradmimic.integrations.peft import lora_reference
 
                 reference, options["params"] = lora_reference(
                     inner, reference, options.get("params", "weights")
                 )
             self.mimic = GradMimic(model, reference, log=self.log, **options)
+            self._wrapped = model
             self.state.attach(self.mimic)
         return self.mimic
 
@@ -125,6 +133,7 @@ class Mimicking:
         """
         trainer, mimic, inner = self._trainer, self.built(model), unwrapped(model)
         _refuse_packed(inputs)
+        complete(inner, inputs)
         own, weighed = trainer.compute_loss_func, False
         if own is None and self._heeds is None:
             self._heeds = self._asked(inner, inputs)
