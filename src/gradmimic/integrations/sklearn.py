@@ -1,9 +1,11 @@
 """scikit-learn: a classifier that does not believe every label.
 
-fit        p_i, how likely label i is right      by probes that never saw sample i, see label_issues
-           θ_ref = the probe fitted on Σ p_i ℓ_i
-           θ: steps on Σ_i w_i ∇ℓ_i,  w = softmax(m / τ)
-predict    argmax_k  softmax(f_θ((x − mean) / spread))_k
+    fit        p_i, how likely label i is right, by probes that never saw sample i (label_issues)
+               θ_ref = the probe fitted on Σ p_i ℓ_i
+               θ: steps on Σ_i w_i ∇ℓ_i,  w = softmax(m / τ)
+    predict    argmax_k  softmax(f_θ((x − mean) / spread))_k
+
+Needs the extra ``sklearn``.
 """
 
 from typing import TYPE_CHECKING, Any
