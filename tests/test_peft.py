@@ -1,9 +1,14 @@
 """LoRA: adapters against adapters and against full fine-tunes, by the weights that they make."""
 
 import copy
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn import functional as F
 
 from gradmimic import GradMimic, mimic_scores
@@ -372,3 +377,15 @@ def test_an_adapter_without_its_configuration_is_refused(tmp_path):
         model = adapted("llama")
         reference, params = lora_reference(model, adapted("llama", seed=8))
         mimic_scores(model, reference, tokens(), losses, params=params, variant="cosine")
+
+
+@pytest.mark.slow
+def test_the_example_finds_the_wrong_labels():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "examples" / "lora.py"],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"(plain|re-weighted|labels) (\d\.\d+)", done.stdout))
+    assert float(found["re-weighted"]) > float(found["plain"]) + 0.1
+    assert float(found["labels"]) > 0.9
