@@ -1,10 +1,20 @@
 """Tiny language models, tokenizers and instructions for the tests of ``--task sft``."""
 
 import json
+from pathlib import Path
 
-import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'sft'")
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers  # noqa: E402
+from tokenizers.models import BPE  # noqa: E402
+
+from gradmimic import ScoreLog  # noqa: E402
+from gradmimic.run.sft.config import SftConfig  # noqa: E402
+from gradmimic.run.sft.job import run_sft  # noqa: E402
 
 CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>\n{% endfor %}"
@@ -22,7 +32,7 @@ WORDS = "What is two plus three? It is five, and not six. The sky looks blue; wh
 
 def tokenizer(template=CHAT, **more):
     """Train a byte-level tokenizer on a few words."""
-    own = Tokenizer(models.BPE())
+    own = Tokenizer(BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     own.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -75,3 +85,37 @@ def write_lines(path, several):
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in several)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session", name="models")
+def models_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture(name="keys")
+def keys_of_a_run(models, tmp_path):
+    return {
+        "data": str(write_lines(tmp_path / "sft.jsonl", rows())),
+        "model": str(models / "base"),
+        "reference": str(models / "better"),
+        "canary_rate": 0.5,
+        "out": str(tmp_path / "out"),
+        "report": False,
+    }
+
+
+def run(keys, **more):
+    return run_sft(SftConfig(**{**keys, **more}))
+
+
+def logged(out, scorer="mimic", column="score", canaries=False):
+    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
+    table = ScoreLog.read(Path(out) / "log").scan(filter=kind & (pc.field("scorer") == scorer))
+    found = zip(table["sample_id"].to_pylist(), table[column].to_pylist(), strict=True)
+    return dict(sorted(found, key=lambda pair: int(pair[0])))
+
+
+def values_of(found):
+    return np.array([*found.values()])

@@ -1,74 +1,45 @@
 """Whole runs of ``--task sft`` on tiny models: what is written, and that it is right."""
 
-import errno
 import json
-import os
 import runpy
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'sft'")
 import torch  # noqa: E402
-from sft_runs import CHAT, rows, tokenizer, write_lines, write_models  # noqa: E402
+from sft_runs import (  # noqa: E402
+    CHAT,
+    keys_of_a_run,  # noqa: F401  a fixture
+    logged,
+    models_once,  # noqa: F401  a fixture
+    rows,
+    run,
+    tokenizer,
+    values_of,
+    write_lines,
+)
 from torch.nn import functional as F  # noqa: E402
 
-import gradmimic.units  # noqa: E402
-from gradmimic import ScoreLog  # noqa: E402
 from gradmimic.cli import app  # noqa: E402
 from gradmimic.curate import Selection  # noqa: E402
 from gradmimic.errors import (  # noqa: E402
     ConfigError,
     DirectionError,
-    LogError,
     LossError,
     ReferenceMismatchError,
 )
 from gradmimic.run.config import load_task  # noqa: E402
-from gradmimic.run.sft import job  # noqa: E402
 from gradmimic.run.sft.config import SftConfig  # noqa: E402
 from gradmimic.run.sft.folder import JOURNAL, OUTPUTS  # noqa: E402
 from gradmimic.run.sft.job import run_sft  # noqa: E402
 from gradmimic.run.sft.outcome import notes_on_sft  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    write_models(folder)
-    return folder
-
-
-@pytest.fixture
-def keys(models, tmp_path):
-    return {
-        "data": str(write_lines(tmp_path / "sft.jsonl", rows())),
-        "model": str(models / "base"),
-        "reference": str(models / "better"),
-        "canary_rate": 0.5,
-        "out": str(tmp_path / "out"),
-        "report": False,
-    }
-
-
-def run(keys, **more):
-    return run_sft(SftConfig(**{**keys, **more}))
-
-
-def logged(out, scorer="mimic", column="score", canaries=False):
-    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
-    table = ScoreLog.read(Path(out) / "log").scan(filter=kind & (pc.field("scorer") == scorer))
-    found = zip(table["sample_id"].to_pylist(), table[column].to_pylist(), strict=True)
-    return dict(sorted(found, key=lambda pair: int(pair[0])))
 
 
 def by_hand(keys, params, several):
@@ -99,10 +70,6 @@ def by_hand(keys, params, several):
         losses.append(loss.item())
         theirs.append(other.item())
     return np.array(scores), np.array(losses), np.array(theirs)
-
-
-def values_of(found):
-    return np.array([*found.values()])
 
 
 # What is written
@@ -312,142 +279,6 @@ def test_a_loss_that_is_not_finite_names_the_sample(keys, tmp_path, models):
     tokenizer().save_pretrained(tmp_path / "broken")
     with pytest.raises(LossError, match=r"loss of sample '\d+'.* is nan at .*broken, in batch 0"):
         run(keys, model=str(tmp_path / "broken"))
-
-
-# Cut off, and taken up again
-
-
-def test_a_run_that_was_cut_off_goes_on_where_it_was(keys, tmp_path, monkeypatch):
-    run(keys, batch_size=4, out=str(tmp_path / "whole"))
-    monkeypatch.setattr(gradmimic.units, "SECONDS", 0.0)  # a part for every batch
-    batch, seen = job.SftUnits.batch, []
-
-    def until_third(units, number):
-        seen.append(number)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return batch(units, number)
-
-    monkeypatch.setattr(job.SftUnits, "batch", until_third)
-    with pytest.raises(KeyboardInterrupt):
-        run(keys, batch_size=4)
-    done = len(logged(keys["out"]))
-    assert 0 < done < 24
-    assert not (Path(keys["out"]) / "kept.jsonl").exists()
-    monkeypatch.setattr(job.SftUnits, "batch", batch)
-    outcome = run(keys, batch_size=4)
-    assert outcome.values["scored"] == 24 - done
-    for name in ("kept.jsonl", "removed.jsonl"):
-        one, other = (Path(out) / name for out in (keys["out"], tmp_path / "whole"))
-        assert one.read_bytes() == other.read_bytes()
-    for scorer in ("mimic", "reference_loss"):
-        assert logged(keys["out"], scorer) == logged(tmp_path / "whole", scorer)
-    tokens = [
-        pq.read_table(Path(out) / "token_scores.parquet").sort_by("sample_id")
-        for out in (keys["out"], tmp_path / "whole")
-    ]
-    assert tokens[0] == tokens[1]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_loses_no_more_than_it_was_at(keys, tmp_path):
-    write_lines(Path(keys["data"]), rows(400))
-    flags = ["run", "--task", "sft", "--no-report", "--batch-size", "2", "--canary-rate", "0.1"]
-    for name in ("data", "model", "reference", "out"):
-        flags += [f"--{name}", keys[name]]
-    code = "import gradmimic.units as u; u.SECONDS = 0; from gradmimic.cli import main; main()"
-    parts = Path(keys["out"]) / "log"
-    for least in (3, 20):
-        child = subprocess.Popen([sys.executable, "-c", code, *flags], stderr=subprocess.DEVNULL)
-        while len(list(parts.glob("part-*.parquet"))) < least and child.poll() is None:
-            time.sleep(0.01)
-        child.kill()
-        child.wait()
-    done = len(logged(keys["out"]))
-    assert 20 <= done < 400
-    whole = {"batch_size": 2, "canary_rate": 0.1}
-    assert run(keys, **whole).values["scored"] == 400 - done
-    run(keys, **whole, out=str(tmp_path / "whole"))
-    assert logged(keys["out"]) == logged(tmp_path / "whole")
-    tokens = [
-        pq.read_table(Path(out) / "token_scores.parquet").sort_by("sample_id")
-        for out in (keys["out"], tmp_path / "whole")
-    ]
-    assert tokens[0] == tokens[1]
-
-
-def test_another_rule_decides_anew_without_scoring(keys):
-    run(keys, rule="mixture")
-    outcome = run(keys, rule="two_means")
-    assert outcome.values["scored"] == 0
-    assert (Path(keys["out"]) / "token_scores.parquet").exists()
-    assert "rule: two_means" in (Path(keys["out"]) / "config.yaml").read_text()
-
-
-def test_scores_of_other_work_are_not_mixed_in(keys):
-    run(keys)
-    with pytest.raises(ConfigError, match="scores of another run: params head instead of all"):
-        run(keys, params="all")
-    write_lines(Path(keys["data"]), rows(20))
-    with pytest.raises(ConfigError, match="scores of another run: other data"):
-        run(keys)
-    assert run(keys, overwrite=True).values["samples"] == 20
-
-
-def test_a_folder_with_something_else_is_left_alone(keys):
-    out = Path(keys["out"])
-    out.mkdir()
-    (out / "metrics.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"already holds another run \(metrics\.json\)"):
-        run(keys)
-    inside = out / "kept.jsonl"
-    inside.write_bytes(Path(keys["data"]).read_bytes())
-    with pytest.raises(ConfigError, match="is part of the run that would be replaced"):
-        run(keys, data=str(inside), overwrite=True)
-    assert inside.exists()
-
-
-@pytest.mark.parametrize("where", ["kept.jsonl", "part-", ".arrows"])
-def test_a_full_disk_loses_nothing_that_was_scored(keys, monkeypatch, where):
-    def full(*_args, **_named):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        if where == ".arrows":
-            patch.setattr(job.TokenJournal, "add", full)
-        else:
-            rename = Path.replace
-            patch.setattr(
-                Path, "replace", lambda own, to: full() if where in str(to) else rename(own, to)
-            )
-            link = os.link
-            patch.setattr(os, "link", lambda a, b: full() if where in str(b) else link(a, b))
-        with pytest.raises(LogError, match=r"cannot write .*No space left"):
-            run(keys)
-    assert not (Path(keys["out"]) / "kept.jsonl").exists()
-    run(keys)
-    assert len(logged(keys["out"])) == 24
-    assert (Path(keys["out"]) / "removed.jsonl").exists()
-
-
-def test_two_processes_share_the_work(keys, tmp_path, monkeypatch):
-    run(keys, batch_size=4, out=str(tmp_path / "one"))
-    folder = Path(keys["out"])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    # the first opens the log and would wait; the second finds it there, and leaves its mark
-    with monkeypatch.context() as patch:
-        patch.setenv("RANK", "0")
-        patch.setattr(job, "finish", lambda _out, _place: False)
-        assert run(keys, batch_size=4) is None
-    assert 0 < len(logged(folder)) < 24
-    monkeypatch.setenv("RANK", "1")
-    assert run(keys, batch_size=4) is None
-    monkeypatch.setenv("RANK", "0")
-    assert run(keys, batch_size=4) is not None
-    assert logged(folder) == logged(tmp_path / "one")
-    one, other = ((out / "kept.jsonl").read_bytes() for out in (folder, tmp_path / "one"))
-    assert one == other
 
 
 # What a reader is told
