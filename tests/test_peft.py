@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import namedtuple
 
 import pytest
 import torch
@@ -324,6 +325,13 @@ def test_adapters_of_another_configuration_are_refused_with_the_differences(case
         expected(model, better, tokens()),
         "gpt2",
     )
+
+
+Cut = namedtuple("Cut", "logits")
+
+
+def prompted(model, ids):
+    return losses(lambda input_ids: Cut(model(input_ids=input_ids).logits[:, -ids.shape[1] :]), ids)
 
 
 def test_what_cannot_be_scored_says_so_and_what_to_do():

@@ -47,17 +47,17 @@ class Student:
         """
         peft, lora = (import_extra(name, "peft") for name in ("peft", "peft.tuners.lora"))
         active = tuple(model.active_adapters)
-        kinds = {name: model.peft_config[name].peft_type.value for name in active}
         layers = {
             name: module
             for name, module in model.named_modules()
             if isinstance(module, lora.LoraLayer) and any(holds(module, a) for a in active)
         }
-        if not layers or set(kinds.values()) != {"LORA"}:
+        if not layers or not has_lora(model):
+            kinds = sorted({model.peft_config[name].peft_type.value for name in active})
             raise ParameterError(
-                f"Expected a PeftModel with an active LoRA adapter, got {kinds or 'none active'}. "
-                "Score other adapters by the names of their parameters: GradMimic(model, "
-                "reference, params='*prompt*')."
+                "Expected a PeftModel with an active LoRA adapter, got "
+                f"{listed(kinds) or 'none that is active'}. Score other adapters by the names of "
+                "their parameters, such as params='prompt_encoder.*'."
             )
         named = {
             **model.state_dict(keep_vars=True),
@@ -134,6 +134,12 @@ class _Current:
         if len(own) == 1:
             return LowRank(ups[0], downs[0])
         return LowRank(torch.cat(ups, 1), torch.cat(downs))
+
+
+def has_lora(model: Any) -> bool:
+    """Tell whether all active adapters of a ``PeftModel`` are of LoRA, and there are some."""
+    kinds = {model.peft_config[name].peft_type.value for name in model.active_adapters}
+    return kinds == {"LORA"}
 
 
 def holds(layer: Any, adapter: str) -> bool:

@@ -25,8 +25,8 @@ from gradmimic.direction import Params, Subset, choose
 from gradmimic.errors import ParameterError, ReferenceMismatchError
 from gradmimic.extras import import_extra
 from gradmimic.integrations.lora_files import Adapter, read
-from gradmimic.integrations.lora_layers import Student, base_weight, plain
-from gradmimic.reference import Reference, Source
+from gradmimic.integrations.lora_layers import Student, base_weight, has_lora, plain
+from gradmimic.reference import Reference, Source, load_reference
 from gradmimic.wrapped import unwrapped
 
 
@@ -80,9 +80,11 @@ def lora_reference(
             f"lora_reference expects a peft.PeftModel, got {type(model).__name__}. Pass the model "
             "that get_peft_model returned; for others, GradMimic takes the reference as it is."
         )
+    kind = params if isinstance(params, str) else None
+    if kind not in ("weights", "adapter") and not has_lora(model):
+        return load_reference(reference, revision=revision), params
     student = Student.of(model)
     given = read(reference, revision)
-    kind = params if isinstance(params, str) else None
     if isinstance(given, Adapter):
         given.check_base(student)
     if kind == "weights":
