@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
+from itertools import groupby
 
 from docutils import nodes
 
@@ -11,6 +12,7 @@ import gradmimic
 from gradmimic.run.config import TASKS
 
 PUBLIC = re.compile(rf":(class|func):`({'|'.join(gradmimic.__all__)})`")
+GAP = re.compile(r"\S {3,}\S")
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Source|Yields):")
 
 
@@ -58,20 +60,18 @@ def _default(key):
 
 
 def keep_formulas(app, what, name, obj, options, lines):
-    """Make literal blocks of the indented paragraphs of a docstring, which are formulas and code.
+    """Make literal blocks of the paragraphs of a docstring that are formulas, code or tables.
 
-    What follows the first section (``Args:`` and so on) is napoleon's.
+    These are indented, or hold wide gaps. What follows the first section (``Args:``) is napoleon's.
     """
     end = next((i for i, line in enumerate(lines) if SECTION.fullmatch(line)), len(lines))
     head = []
-    inside = False
-    for i, line in enumerate(lines[:end]):
-        indented = line.startswith("    ")
-        if indented and not inside and i and not lines[i - 1].strip():
-            head += ["::", ""]
-        inside = indented or (inside and not line.strip())
-        head.append(line)
-    lines[:end] = head
+    for blank, group in groupby(lines[1:end], lambda line: not line.strip()):
+        paragraph = list(group)
+        if not blank and (paragraph[0].startswith("    ") or any(map(GAP.search, paragraph))):
+            paragraph = ["::", "", *(f"    {line}" for line in paragraph)]
+        head += paragraph
+    lines[1:end] = head
 
 
 def link_public_names(app, what, name, obj, options, lines):
