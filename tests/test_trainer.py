@@ -318,11 +318,9 @@ def test_what_cannot_be_weighed_is_refused_before_the_first_step(tmp_path):
         args = arguments(tmp_path)
         for name, value in own.items():
             setattr(args, name, value)
-        trainer = MimicTrainer(
-            model=model, args=args, train_dataset=data_of("classes"), reference=better_than(model)
-        )
+        common = {"model": model, "args": args, "train_dataset": data_of("classes")}
         with pytest.raises(UsageError) as caught:
-            trainer.train()
+            MimicTrainer(**common, reference=better_than(model)).train()
         return str(caught.value)
 
     assert "packing=False" in refusal(model_of("llama"), packing=True)
