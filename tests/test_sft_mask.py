@@ -113,7 +113,11 @@ def test_a_response_that_repeats_its_prompt_is_found_where_it_is_said():
 
 def test_without_a_template_turns_stand_on_lines_of_their_own():
     words = tokenizer(None)
-    assert not Encoder(words, 64).templated
+    encode = Encoder(words, 256)
+    encode(as_instruction({"prompt": "2 + 2 =", "completion": " 4"}, "0"))
+    assert not encode.missed  # these two need none
+    encode(TALK)
+    assert encode.missed
     said, text = counted_text(words, TALK)
     assert said == ["It is  five, and not six.<|end|>", " Light scatters. 🙂<|end|>"]
     assert text == (

@@ -134,6 +134,14 @@ def test_every_kind_of_file_gives_the_same_samples_and_keeps_rows_as_they_are(ki
     assert [own.name for own in path.parent.iterdir()] == [source.kept_name]
 
 
+def test_half_a_character_survives_in_a_list(tmp_path):
+    several = [{**rows(1)[0], "note": "\ud83d é"}]
+    (tmp_path / "d.json").write_text(json.dumps(several))
+    source = open_instructions(tmp_path / "d.json")
+    source.write(tmp_path / "kept.json", [np.array([True])])
+    assert json.loads((tmp_path / "kept.json").read_text()) == several
+
+
 def census_of(path, ids=None, max_length=64):
     return read_samples(open_instructions(path), Encoder(tokenizer(), max_length), ids)
 

@@ -50,8 +50,9 @@ def by_hand(keys, params, several):
     )
     words = tokenizer()
     scored = dict(base.named_parameters())
-    if params == "head":
-        scored = {"lm_head.weight": scored["lm_head.weight"]}
+    if params != "all":
+        name = "lm_head.weight" if params == "head" else params
+        scored = {name: scored[name]}
     v = {name: better.state_dict()[name] - own.detach() for name, own in scored.items()}
     norm = sum((own**2).sum() for own in v.values()).sqrt()
     scores, losses, theirs = [], [], []
@@ -112,6 +113,17 @@ def test_without_tokens_another_engine_gives_the_same_scores(keys, tmp_path):
         assert one.keys() == other.keys()
         np.testing.assert_allclose(values_of(one), values_of(other), rtol=1e-3, atol=1e-5)
     assert not (tmp_path / "other" / "token_scores.parquet").exists()
+
+
+def test_half_the_precision_and_some_of_the_parameters(keys, tmp_path):
+    run(keys)
+    run(keys, dtype="bfloat16", out=str(tmp_path / "half"))
+    one, other = (values_of(logged(out)) for out in (keys["out"], tmp_path / "half"))
+    assert 0.99 < np.corrcoef(one, other)[0, 1] < 1
+    run(keys, params="*.q_proj.weight", out=str(tmp_path / "some"))
+    scores, *_ = by_hand(keys, "model.layers.0.self_attn.q_proj.weight", rows())
+    some = values_of(logged(tmp_path / "some"))
+    np.testing.assert_allclose(some, scores, rtol=1e-2, atol=1e-6)
 
 
 def test_a_samples_score_is_the_mean_of_its_tokens(keys):

@@ -59,8 +59,12 @@ class ListSource(InstructionSource):
             for each, wanted in zip(self._items(part), mask.tolist(), strict=False)
             if wanted
         ]
+        try:
+            content = json.dumps(found, indent=2, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half a character, which JSON can spell and UTF-8 cannot
+            content = json.dumps(found, indent=2).encode()
         with atomic_write(path) as out:
-            out.write(json.dumps(found, indent=2, ensure_ascii=False).encode(errors="replace"))
+            out.write(content)
 
     def _items(self, part: int) -> list[Any]:
         path = self._place.paths[part]

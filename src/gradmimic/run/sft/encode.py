@@ -35,6 +35,9 @@ class Encoder:
         tokenizer: of the ``transformers`` library, a fast one.
         max_length: how many tokens are kept.
 
+    Attributes:
+        missed: whether turns had to be put together without a template.
+
     Raises:
         ConfigError: the tokenizer cannot tell which characters its tokens are of.
     """
@@ -47,13 +50,15 @@ class Encoder:
             )
         self._tokenizer, self._max_length = tokenizer, max_length
         self._eos = tokenizer.eos_token or ""
-        self.templated = tokenizer.chat_template is not None
-        self._marked = self.templated and bool(_MARKED.search(tokenizer.get_chat_template()))
+        self._templated = tokenizer.chat_template is not None
+        self.missed = False
+        self._marked = self._templated and bool(_MARKED.search(tokenizer.get_chat_template()))
 
     def __call__(self, sample: Instruction) -> Tokens | str:
         """Return the tokens of a sample, or why there are none."""
+        self.missed |= not self._templated and not sample.literal
         try:
-            if sample.literal or not self.templated:
+            if sample.literal or not self._templated:
                 ids, counted = self._of_text(*self._plain(sample), special=True)
             else:
                 found = self._by_turns(sample)  # those of a template with marks are found as well
@@ -64,7 +69,7 @@ class Encoder:
                 else:
                     ids, counted = self._of_text(*found, special=False)
         except Exception:  # a template may refuse anything, in words of its own
-            if sample.literal or not self.templated:
+            if sample.literal or not self._templated:
                 raise
             return BAD_TEMPLATE
         cut = len(ids) > self._max_length

@@ -108,7 +108,7 @@ def run_sft(
         seconds = time.perf_counter() - began
         facts = {
             "max_length": models.max_length,
-            "chat_template": encoder.templated,
+            "chat_template": not encoder.missed,
             "scored": scored,
             "seconds": seconds,
         }
