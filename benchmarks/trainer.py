@@ -119,7 +119,7 @@ def main() -> None:
                 "mimicking": Step(build, batch, folder, mimics=True),
                 "plain again": Step(build, batch, folder, mimics=False),
             }
-            timing = interleave(steps, turns=3 if quick else 40)
+            timing = interleave(steps, turns=3 if quick else 16)
             steps["mimicking"].trainer.score_log.close()
         results.append(
             {

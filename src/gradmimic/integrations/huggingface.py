@@ -157,6 +157,17 @@ def mimic_trainer(
 
     Raises:
         UsageError: an option is unknown.
+
+    Example:
+        >>> import tempfile, transformers
+        >>> small = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
+        >>> config = transformers.LlamaConfig(**small, num_attention_heads=1, intermediate_size=8)
+        >>> model, better = (transformers.LlamaForCausalLM(config) for _ in range(2))
+        >>> args = transformers.TrainingArguments(tempfile.mkdtemp(), use_cpu=True)
+        >>> rows = [{"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]}]
+        >>> trainer = transformers.Trainer(model=model, args=args, train_dataset=rows)
+        >>> type(mimic_trainer(trainer, better, temperature=0.5)).__name__
+        'MimicTrainer'
     """
     mimicking = Mimicking(trainer, reference, score_log, id_column, options)
     kind = type(trainer)
