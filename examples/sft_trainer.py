@@ -57,9 +57,9 @@ def questions(rows: int, seed: int, wrong: float = 0.0) -> tuple[Dataset, np.nda
     return Dataset.from_dict({"prompt": prompts, "completion": [f" answer{i}" for i in said]}), bad
 
 
-def train(kind: type, start: dict | None, data: Dataset, steps: int, **options) -> SFTTrainer:
+def train(kind: type, start: dict | None, data: Dataset, folder: Path, **options) -> SFTTrainer:
     args = SFTConfig(
-        "unused", max_steps=steps, per_device_train_batch_size=16, learning_rate=RATE,
+        str(folder), max_steps=50, per_device_train_batch_size=16, learning_rate=RATE,
         lr_scheduler_type="constant", logging_steps=20, save_strategy="no", report_to="none",
         use_cpu=True, bf16=False, disable_tqdm=True, dataloader_pin_memory=False, seed=1,
     )  # fmt: skip
@@ -72,11 +72,11 @@ def main(folder: Path, rows: int = 480) -> None:
     checked, _ = questions(rows, seed=1)
     noisy, bad = questions(rows, seed=2, wrong=WRONG)
     test, _ = questions(200, seed=3)
-    base = train(SFTTrainer, None, checked, 40).model.state_dict()
-    reference = train(SFTTrainer, base, checked, 40)
-    plain = train(SFTTrainer, base, noisy, 60)
+    base = train(SFTTrainer, None, checked, folder).model.state_dict()
+    reference = train(SFTTrainer, base, checked, folder)
+    plain = train(SFTTrainer, base, noisy, folder)
     mimic = train(
-        MimicSFT, base, noisy, 60,
+        MimicSFT, base, noisy, folder,
         reference=reference.model, temperature="auto", score_log=folder / "scores",
     )  # fmt: skip
     scored = mimic.add_scores(noisy)
