@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from torch.nn import functional as F
 
-from gradmimic import GradMimic, mimic_scores
+from gradmimic import GradMimic, check_reference, mimic_scores
 from gradmimic.errors import DirectionError, LossError, ParameterError, ReferenceMismatchError
 
 peft = pytest.importorskip("peft")
@@ -397,3 +397,17 @@ def test_the_example_finds_the_wrong_labels():
     found = dict(re.findall(r"(plain|re-weighted|labels) (\d\.\d+)", done.stdout))
     assert float(found["re-weighted"]) > float(found["plain"]) + 0.1
     assert float(found["labels"]) > 0.9
+
+
+def test_a_check_goes_all_the_way_to_the_reference():
+    model, better = moved(classifier()), moved(classifier(), seed=5)
+    reference, params = lora_reference(model, better)
+    ids = tokens(20)
+    found = check_reference(
+        model, reference, [torch.arange(20)], lambda m, rows: class_losses(m, ids[rows]),
+        params=params, align="none",
+    )  # fmt: skip
+    check = found.alignments["none"]
+    assert (check.cosine, check.distance) == (None, None)
+    ends = [float(class_losses(one, ids).detach().mean()) for one in (model, better)]
+    assert [check.losses[0], check.losses[-1]] == pytest.approx(ends, rel=1e-5)

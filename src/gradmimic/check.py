@@ -322,7 +322,9 @@ def _along(
 
 
 def _place(v: Direction, subset: Subset) -> tuple[float | None, float | None]:
-    """Return cos(θ_S, θ_S + v) and ‖v‖ / ‖θ_S‖."""
+    """Return cos(θ_S, θ_S + v) and ‖v‖ / ‖θ_S‖; None where v stands for another one."""
+    if v.length is not None:
+        return None, None
     theta, along = (
         torch.cat([parts[name].detach().double().cpu().flatten() for name in subset.parameters])
         for parts in (subset.parameters, v.tensors)
