@@ -177,6 +177,9 @@ def test_a_stream_with_ids_is_trained_on(tmp_path):
 def test_packed_rows_are_refused_before_any_is_packed(own, tmp_path):
     with pytest.raises(UsageError, match=r"several sequences.*packing=False, padding_free=False"):
         made("text", tmp_path, options={"reference": better()}, **own)
+    there = made("text", tmp_path, trl.SFTTrainer, **own)
+    with pytest.raises(UsageError, match="Packed sequences cannot be weighed one by one"):
+        mimic_trainer(there, reference=better()).train()
 
 
 def test_ids_are_checked_before_the_data_are_prepared(tmp_path):
