@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 import gradmimic
 
-SLOW = {"command-line", "lora", "sft-trainer", "trainer"}  # more than a few seconds each
+# More than a few seconds each.
+SLOW = {"command-line", "lightning", "lora", "sft-trainer", "sklearn", "trainer"}
 
 
 def shell(example):
