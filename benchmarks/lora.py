@@ -85,13 +85,15 @@ def fresh(
 ) -> transformers.PreTrainedModel:
     """Build a Llama with a head of classes."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
+    configured: Any = transformers.LlamaConfig
+    built: Any = transformers.LlamaForSequenceClassification
+    config = configured(
         hidden_size=wide, intermediate_size=2 * wide, num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4, vocab_size=vocabulary, max_position_embeddings=LENGTH,
-        pad_token_id=0, bos_token_id=1, eos_token_id=1, num_labels=CLASSES,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=LENGTH,
+        vocab_size=vocabulary, pad_token_id=0, bos_token_id=1, eos_token_id=1, num_labels=CLASSES,
     )  # fmt: skip
-    return transformers.LlamaForSequenceClassification(config)
+    model: transformers.PreTrainedModel = built(config)
+    return model
 
 
 def adapter_of(base: Any, seed: int, r: int = 8) -> peft.PeftModel:

@@ -411,3 +411,33 @@ def test_a_check_goes_all_the_way_to_the_reference():
     assert (check.cosine, check.distance) == (None, None)
     ends = [float(class_losses(one, ids).detach().mean()) for one in (model, better)]
     assert [check.losses[0], check.losses[-1]] == pytest.approx(ends, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
+def test_a_trainer_with_checkpointing_and_bfloat16_steps_as_the_plain_one(tmp_path):
+    trainers = pytest.importorskip("trainers")
+
+    def fresh(seed):
+        base = trainers.model_of("llama")
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], lora_dropout=0.1)
+        return moved(peft.get_peft_model(base, config), seed)
+
+    fresh(6).save_pretrained(tmp_path / "better")
+
+    def trained(kind, **more):
+        model = fresh(1)
+        args = trainers.arguments(
+            tmp_path, gradient_checkpointing=True, bf16=True, gradient_accumulation_steps=2,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )  # fmt: skip
+        trainer = kind(model=model, args=args, train_dataset=trainers.data_of("llama"), **more)
+        trainer.train()
+        return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, trainer
+
+    plain, _ = trained(transformers.Trainer)
+    more = {"reference": tmp_path / "better", "temperature": float("inf")}
+    same, trainer = trained(trainers.MimicTrainer, **more)
+    torch.testing.assert_close(same, plain, rtol=0.02, atol=1e-4)  # bfloat16 rounds sums otherwise
+    assert all(told["scores"].isfinite().all() for told in trainer.told)
+    assert all(told["scores"].std() > 0 for told in trainer.told if len(told["ids"]) > 1)
