@@ -92,12 +92,33 @@ def test_a_model_is_asked_over_what_its_own_loss_is(kind):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_models_that_return_tuples_are_asked_too():
+    model, batch = case("classes")
+    model.config.return_dict = False
+    assert heeds_items(model, batch, takes=True) is False
+    out = model(input_ids=batch["input_ids"])
+    assert isinstance(out, tuple)
+    assert sample_losses(model, out, batch["labels"]).losses.shape == (5,)
+
+
+def test_half_precision_is_forgiven_its_rounding():
+    model, batch = case("classes")
+    assert heeds_items(model.bfloat16(), batch, takes=True) is False
+
+
 def test_a_batch_without_labels_tells_nothing_of_the_model():
     model, batch = case("llama")
     batch["labels"][:] = -100
     assert heeds_items(model, batch, takes=True) is None
     found = sample_losses(model, model(input_ids=batch["input_ids"]), batch["labels"])
     assert found.losses.tolist() == found.shares().tolist() == [0.0] * 5
+
+
+def test_losses_of_nothing_tell_nothing_of_the_model():
+    model, batch = case("regression")
+    torch.nn.init.zeros_(model.classifier.weight), torch.nn.init.zeros_(model.classifier.bias)
+    batch["labels"][:] = 0.0
+    assert heeds_items(model, batch, takes=True) is None
 
 
 def test_rows_whose_class_is_masked_count_for_nothing():

@@ -162,7 +162,7 @@ def heeds_items(model: nn.Module, inputs: Mapping[str, Any], *, takes: bool) -> 
         takes: whether its forward pass takes ``num_items_in_batch`` at all.
 
     Returns:
-        Whether it is; None where no sample of this batch has a label, so that nothing is known.
+        Whether it is; None where this batch does not tell: no sample has a label, or all losses are 0.
 
     Raises:
         UsageError: the model's own loss is another one.
@@ -173,18 +173,19 @@ def heeds_items(model: nn.Module, inputs: Mapping[str, Any], *, takes: bool) -> 
         many = 3 * labels.numel()  # no batch has as many terms
         items = {"num_items_in_batch": torch.tensor(many, device=labels.device)} if takes else {}
         out = model(**inputs, **items)
-        found = sample_losses(model, out, labels)
-    own = float((out["loss"] if isinstance(out, Mapping) else out[0]).float())
+        loss, said = (out["loss"], out) if isinstance(out, Mapping) else (out[0], out[1:])
+        found = sample_losses(model, said, labels)
+    own = float(loss.float())
     if int(found.counts.sum()) == 0:
         return None
-    rounding = 2e-2 if out_dtype(out) in (torch.float16, torch.bfloat16) else 1e-3
+    rounding = 2e-2 if loss.dtype in (torch.float16, torch.bfloat16) else 1e-3
     expected = {
         heeds: float((found.shares(over).float() * found.losses.float()).sum())
         for heeds, over in ((False, None), (True, many))
     }
-    for heeds, value in expected.items():
-        if math.isclose(own, value, rel_tol=rounding, abs_tol=1e-6):
-            return heeds
+    fitting = [h for h, v in expected.items() if math.isclose(own, v, rel_tol=rounding)]
+    if fitting:
+        return fitting[0] if len(fitting) == 1 else None  # all losses are 0
     raise UsageError(
         f"The loss of a {type(model).__name__} is not the mean of what its samples' losses are "
         f"taken to be: on the first batch it says {own:.6g}, and their mean is "
@@ -211,10 +212,3 @@ def inside_peft(model: nn.Module) -> nn.Module:
     """Return the model inside one of peft's."""
     inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return inner
-
-
-def out_dtype(outputs: Any) -> torch.dtype:
-    """Return the dtype of a model's logits."""
-    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    dtype: torch.dtype = logits.dtype
-    return dtype
