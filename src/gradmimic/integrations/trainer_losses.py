@@ -162,7 +162,7 @@ def heeds_items(model: nn.Module, inputs: Mapping[str, Any], *, takes: bool) -> 
         takes: whether its forward pass takes ``num_items_in_batch`` at all.
 
     Returns:
-        Whether it is; None where this batch does not tell: no sample has a label, or all losses are 0.
+        Whether it is; None where this batch does not tell, without labels or with losses of 0.
 
     Raises:
         UsageError: the model's own loss is another one.
