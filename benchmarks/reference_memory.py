@@ -50,7 +50,7 @@ def build(folder: Path, *, quick: bool) -> None:
     adapter = peft.get_peft_model(
         model, peft.LoraConfig(r=8, target_modules=TARGETS, init_lora_weights=False)
     )
-    adapter.save_pretrained(folder / "adapter")
+    adapter.save_pretrained(str(folder / "adapter"))
 
 
 def score(folder: Path, way: str) -> dict[str, Any]:
@@ -80,7 +80,9 @@ def score(folder: Path, way: str) -> dict[str, Any]:
         each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         return each.mean(1)
 
-    model = transformers.LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32
+    )
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     ids = torch.randint(0, 16000, (4, 32))
     if way in ("adapter", "weights, adapter", "weights, full"):
@@ -120,7 +122,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--build", folder, *quick], check=True)  # noqa: S603
         for way in WAYS:
             command = [sys.executable, __file__, "--child", folder, way]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
             results[way] = json.loads(done.stdout.splitlines()[-1])
             own, plain = results[way], results["plain"]
             own["extra"] = (own["peak"] - plain["peak"]) / own["size"]
