@@ -1,7 +1,12 @@
+import re
+import subprocess
+import sys
+
 import lightning.pytorch as pl
 import pytest
 import pytorch_lightning
 import torch
+from conftest import ROOT
 from lit import Lit, better, loader, noisy, rows, trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -340,3 +345,14 @@ def test_a_compiled_module_trains_alike(tmp_path):
     fitted(tmp_path, compiled, MimicCallback(better(), temperature=0.5))
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight)
+
+
+@pytest.mark.slow
+def test_the_example_runs():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "lit.py"], capture_output=True, text=True, check=True
+    )
+    reference, plain, reweighted = (
+        float(share) for share in re.findall(r"^\S+ +([0-9.]+)%$", done.stdout, re.MULTILINE)
+    )
+    assert reweighted > max(reference, plain) + 1

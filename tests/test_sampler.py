@@ -1,9 +1,13 @@
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from gradmimic.curate import Selection
@@ -90,3 +94,16 @@ def test_what_cannot_be_drawn_is_refused():
         SCORES.sampler([], weights="score")
     with pytest.raises(DataError, match="all 1 samples have p_clean 0"):
         LIKELY.sampler([3], weights="p_clean")
+
+
+@pytest.mark.slow
+def test_the_example_runs():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "pytorch.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = dict(re.findall(r"^(.+?)  +([0-9.]+)%", done.stdout, re.MULTILINE))
+    assert float(found["re-weighted"]) > float(found["plain"]) + 1
+    assert float(found["plain again, by 'keep'"]) > float(found["plain"])
