@@ -162,6 +162,13 @@ def test_a_trainer_that_was_there_already_has_the_rows_that_it_prepared(tmp_path
     trainer.score_log.close()
 
 
+def test_ids_are_of_the_rows_that_were_passed_by_place_too(tmp_path):
+    data = instructions("completion")
+    own = {"processing_class": tokenizer(), "reference": better()}
+    trainer = MimicSFT(model_of(), config(tmp_path), None, data, **own)
+    assert trainer.train_dataset["sample_id"][:] == [0, 1, 2, 4, 5, 6]
+
+
 def test_a_stream_with_ids_is_trained_on(tmp_path):
     data = instructions("completion").add_column("uid", list(range(40, 47)))
     log = ScoreLog(tmp_path / "log")

@@ -13,6 +13,7 @@ prediction are the plain Trainer's.
 Needs the extra ``trainer``.
 """
 
+import inspect
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -65,8 +66,13 @@ class MimicMixin:
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
-        if prepares(self) and kwargs.get("train_dataset") is not None:
-            kwargs["train_dataset"] = with_ids(kwargs["train_dataset"], id_column)
+        if prepares(self):
+            takes = inspect.signature(super().__init__).parameters.values()
+            names = [own.name for own in takes if own.kind is own.POSITIONAL_OR_KEYWORD]
+            kwargs |= dict(zip(names, args, strict=False))
+            args = args[len(names) :]
+            if "train_dataset" in kwargs:
+                kwargs["train_dataset"] = with_ids(kwargs["train_dataset"], id_column)
         super().__init__(*args, **kwargs)
         self._mimicking = Mimicking(self, reference, score_log, id_column, options)
 
