@@ -441,3 +441,35 @@ def test_a_trainer_with_checkpointing_and_bfloat16_steps_as_the_plain_one(tmp_pa
     torch.testing.assert_close(same, plain, rtol=0.02, atol=1e-4)  # bfloat16 rounds sums otherwise
     assert all(told["scores"].isfinite().all() for told in trainer.told)
     assert all(told["scores"].std() > 0 for told in trainer.told if len(told["ids"]) > 1)
+
+
+class Rounded(torch.nn.Module):
+    """A linear layer whose weight is kept in 8 bits, as quantizers do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = layer.weight.detach().abs().max() / 127
+        rounded = (layer.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(rounded, requires_grad=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+def test_a_quantized_base_is_scored_as_what_it_stands_for():
+    model, better = adapted("llama"), adapted("llama", seed=8)
+    full = changed("llama")
+    for each in (model, better):
+        for layer in [m for m in each.modules() if hasattr(m, "lora_A")]:
+            layer.base_layer = Rounded(layer.base_layer)
+    plain, target = copy.deepcopy(model), copy.deepcopy(better)
+    for each in (plain, target):
+        for layer in [m for m in each.modules() if hasattr(m, "lora_A")]:
+            held = layer.base_layer
+            layer.base_layer = torch.nn.Linear(1, 1, bias=False)
+            layer.base_layer.weight = torch.nn.Parameter(held.weight.double() * held.scale)
+    reference, params = lora_reference(model, better)
+    found = mimic_scores(model, reference, tokens(), losses, params=params, engine="ghost")
+    close(found, expected(plain, target, tokens()), "llama")
+    with pytest.raises(ParameterError, match=r"quantized \(torch.int8\), so a full fine-tune has"):
+        lora_reference(model, full)
