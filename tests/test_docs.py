@@ -15,7 +15,7 @@ from gradmimic.cli import app
 from gradmimic.run.config import TASKS
 
 DOCS = ROOT / "docs"
-LINK = re.compile(r"\]\(([^()\s#]+\.(?:md|png|py))(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\(([^()\s#]+\.(?:md|png|py|yaml))(#[^)\s]*)?\)")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 HINTS = {"author", "canonical", "index", "next", "prev", "search"}  # of <link>: nothing is loaded
 
