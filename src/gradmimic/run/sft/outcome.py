@@ -115,8 +115,8 @@ def notes_on_sft(values: Mapping[str, Any]) -> list[str]:
     if own is not None and own["value"] < USELESS:
         notes.append(
             f"The mimic scores tell canaries from samples with AUROC {own['value']:.3f}, where 0.5 "
-            "is chance: do not trust the selection. Suspect the reference, or score more "
-            "parameters (--params all)."
+            "is chance: do not trust the selection. Suspect the reference, or a model too far from "
+            "it."
         )
     rivals = {name: areas[name] for name in (REFERENCE, REDUCIBLE) if name in areas}
     if own is not None and rivals:
