@@ -30,9 +30,10 @@ from torch.nn import functional as F
 from gradmimic.ahead import ahead
 from gradmimic.canaries import Canaries, CanaryLosses
 from gradmimic.data import Samples
+from gradmimic.data.scale import Scale
 from gradmimic.log import ScoreLog
 from gradmimic.run.checkpoints import with_shared_trunks
-from gradmimic.run.models import Classifier, Scale
+from gradmimic.run.models import Classifier
 from gradmimic.run.row_batches import Labelled, RowBatches
 from gradmimic.scoring import score
 

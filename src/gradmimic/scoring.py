@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from gradmimic.ahead import ahead
-from gradmimic.direction import Params
+from gradmimic.direction import Choice, Params
 from gradmimic.errors import ParameterError, UsageError
 from gradmimic.log import ScoreLog
 from gradmimic.trial import Given
@@ -112,13 +112,13 @@ def score(
     """
     _check_batches(batches)
     named, total = _named(models), len(batches)
-    params = params if isinstance(params, str) or callable(params) else list(params)
+    params = params if isinstance(params, str | Choice) or callable(params) else list(params)
     if align not in ("none", "shift", "rotation", "outputs"):
         raise ParameterError(
             f"align={align!r} cannot score a data set in pieces; expected none, shift, rotation or "
             "outputs. What transport learns depends on the batches before; outputs needs none."
         )
-    told = "function" if callable(params) else params
+    told = params if isinstance(params, str | list) else "function"
     facts = {"batches": total, "checkpoints": len(named), "align": align, "params": told}
     check_work(log, facts)
     done = finished(log, total)
