@@ -170,6 +170,18 @@ def test_mixed_precision_and_checkpointing_change_nothing_but_rounding(own, para
     torch.testing.assert_close(others, weights, rtol=rounding, atol=rounding * 0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_is_scored_alike(tmp_path):
+    more = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    found = []
+    for own in ({}, more):
+        _, _, trainer = trained("llama", arguments(tmp_path, max_steps=3, **own), temperature=0.1)
+        found.append([told["scores"] for told in trainer.told])
+    assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_evaluation_and_prediction_are_the_plain_trainers(tmp_path):
     args = arguments(tmp_path, eval_strategy="epoch", num_train_epochs=2)
     told = []
