@@ -3,7 +3,7 @@
 training_step(batch) -> ℓ [b]        becomes        Σ_i w_i ℓ_i,  w = softmax(m / τ)
 
 Optimisation stays automatic: Lightning accumulates, clips, scales, saves and resumes as ever.
-Serves ``lightning`` and ``pytorch_lightning``.
+Trainers of ``pytorch_lightning`` take the callback too.
 """
 
 from collections.abc import Callable, Mapping
