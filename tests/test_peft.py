@@ -13,7 +13,13 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from gradmimic import GradMimic, check_reference, mimic_scores
-from gradmimic.errors import DirectionError, LossError, ParameterError, ReferenceMismatchError
+from gradmimic.errors import (
+    DirectionError,
+    LossError,
+    ParameterError,
+    ReferenceMismatchError,
+    UsageError,
+)
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -363,6 +369,10 @@ def test_what_cannot_be_scored_says_so_and_what_to_do():
         GradMimic(adapted("llama"), reference, params=params)
     with pytest.raises(ParameterError, match="reweight='scored' steps on the scored parameters"):
         GradMimic(model, reference, params=params, reweight="scored")
+    mimic = GradMimic(model, reference, params=params)
+    model.float()
+    with pytest.raises(UsageError, match="is torch.float32 on cpu, and was torch.float64 on cpu"):
+        mimic.__enter__()
     model.merge_adapter()
     with pytest.raises(ParameterError, match=r"merged into the weight. Call model.unmerge_adapter"):
         lora_reference(model, reference_of("llama", "adapter"))

@@ -120,10 +120,12 @@ class Beside(nn.Module):
         """Return v of the zeros, and ‖v‖² of the dense direction, ``[]``."""
         own, target = self._current(), self.target
         far = target.down if isinstance(target, LowRank) else target
-        if not own.down.device == far.device == self.thin.device:
+        here, there = ((x.device, x.dtype) for x in (own.down, self.thin))
+        if here != there or far.device != own.down.device:
             raise UsageError(
-                f"An adapted layer is on {own.down.device}, and was on {far.device} when its "
-                "reference was made. Make it, and GradMimic, after the model has been moved."
+                f"An adapted layer is {here[1]} on {here[0]}, and was {there[1]} on {there[0]} "
+                "when its reference was made. Call lora_reference, and build GradMimic, after the "
+                "model has been moved."
             )
         v = {"thin": self._product().up}
         if isinstance(target, LowRank):
