@@ -1,19 +1,20 @@
 """What a mimicking ``SFTTrainer`` costs: its steps against those of TRL's own.
 
-    time = median_t (other_t / plain_t)      all take turns in one process
+    operations = those of a step's matrix products / the plain step's      the same on any machine
+    time       = median_t (other_t / plain_t)        in turns, in one process
 
 A step is the next batch of the trainer's own loader, ``training_step``, the optimizer's step. The
 head is scored, every score is logged. TRL's own loss never forms all logits; one that is passed as
 ``compute_loss_func`` has them, and costs a second pass of the model for TRL's metrics. Ours is of
 that kind, and takes the metrics from its logits: the middle row says what that spares.
 
-Run: python benchmarks/sft_trainer.py [--quick]
+Run: python benchmarks/sft_trainer.py [--quick | --operations]
 """
 
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from gradmimic.extras import import_extra
 from gradmimic.integrations.huggingface import mimic_trainer
@@ -98,32 +100,49 @@ class Step:
         self.model.zero_grad()
 
 
+def added_product(_: Any, a: Any, b: Any, **__: Any) -> int:
+    return int(2 * a[0] * a[1] * b[1])  # [n, k] by [k, m]
+
+
+def operations(step: Step) -> int:
+    step()  # the first one settles which layer is the head
+    in_place = {torch.ops.aten.addmm_: added_product}  # TRL's, which torch does not count by itself
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few turns")
-    quick = parser.parse_args().quick
-    turns = 5 if quick else 40
+    parser.add_argument("--operations", action="store_true", help="count, and time nothing")
+    given = parser.parse_args()
+    turns = 0 if given.operations else 5 if given.quick else 40
     results: list[dict[str, Any]] = []
-    table = Table("activation checkpointing", "step", "time, plain = 1", "seconds")
+    table = Table("activation checkpointing", "step", "operations, plain = 1", "time")
     for checkpointing in (False, True):
         with tempfile.TemporaryDirectory() as folder:
             both: dict[str, Any] = {"folder": folder, "checkpointing": checkpointing}
-            steps: dict[str, Callable[[], object]] = {
+            steps: dict[str, Step] = {
                 "SFTTrainer": Step(**both, mimics=False),
                 "SFTTrainer with compute_loss_func": Step(**both, mimics=False, own=mean_loss),
                 "mimicking SFTTrainer": Step(**both, mimics=True),
                 "SFTTrainer again": Step(**both, mimics=False),
             }
-            for name, timing in interleave(steps, turns=turns).items():
-                own = {"checkpointing": checkpointing, "step": name, **timing._asdict()}
-                results.append(own)
-                table.add_row(
-                    str(checkpointing), name, f"{timing.ratio:.2f}", f"{timing.seconds:.3f}"
-                )
+            counts = {name: operations(step) for name, step in steps.items()}
+            times = interleave(steps, turns=turns) if turns else {}
+            steps["mimicking SFTTrainer"].trainer.score_log.close()
+            for name, count in counts.items():
+                own: dict[str, Any] = {"checkpointing": checkpointing, "step": name}
+                own["operations"] = count / counts["SFTTrainer"]
+                time = "" if name not in times else f"{times[name].ratio:.2f}"
+                results.append(own | (times[name]._asdict() if name in times else {}))
+                table.add_row(str(checkpointing), name, f"{own['operations']:.3f}", time)
     Console().print(table)
-    if not quick:
-        save("sft_trainer", results, "python benchmarks/sft_trainer.py")
+    if not given.quick:
+        option = " --operations" if given.operations else ""
+        save("sft_trainer", results, f"python benchmarks/sft_trainer.py{option}")
 
 
 if __name__ == "__main__":
