@@ -1,9 +1,14 @@
 """TRL's ``SFTTrainer`` as a mimicking one: ids, masks, refusals, and the plain one's equal."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from datasets import Dataset
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -228,3 +233,16 @@ def test_metrics_of_logits_are_those_of_trl(tmp_path):
         own, right = getattr(found, name), getattr(expected, name)
         torch.testing.assert_close(own.float(), right.float())
     assert once.config is model.config
+
+
+@pytest.mark.slow
+def test_the_example_finds_wrong_answers(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "sft_trainer.py", tmp_path],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"AUROC of wrong answers, by mean score: (\S+)", done.stdout)
+    assert float(told[1]) > 0.9
+    right = dict(re.findall(r"(\S+): loss .* right tokens (\S+)%", done.stdout))
+    assert float(right["re-weighted"]) >= float(right["plain"])
