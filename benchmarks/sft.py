@@ -32,8 +32,8 @@ from gradmimic.separation import auroc
 VOCABULARY, WIDTH, LAYERS = 2000, 96, 2
 TRUSTED, HELD_OUT, SHARE = 500, 100, 0.3
 READ_SEED = 100
-READING = {"epochs": 4, "rate": 3e-3}
-TUNING = {"epochs": 8, "rate": 2e-3, "size": 8, "hidden": 0.4}
+READING: dict[str, Any] = {"epochs": 4, "rate": 3e-3}
+TUNING: dict[str, Any] = {"epochs": 8, "rate": 2e-3, "size": 8, "hidden": 0.4}
 STARTS = ("read", "fresh")  # where model and reference begin
 SCORERS = {
     "head": "mimic, head",

@@ -11,13 +11,14 @@ Run: python benchmarks/sft_cost.py
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from harness import save
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradmimic import ScoreLog
@@ -26,6 +27,7 @@ from gradmimic.run.sft.losses import losses_of
 from gradmimic.run.sft.tokens import Pieces, TokenJournal
 from gradmimic.token_losses import IGNORED
 from gradmimic.units import Piece, score_units
+from gradmimic.visit import Said
 
 B, LENGTH, PROMPT, VOCABULARY, BATCHES, TURNS = 8, 128, 32, 4000, 2, 5
 Call = Callable[[], None]
@@ -47,7 +49,7 @@ class Units:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def read(self, wanted: range) -> list[Piece]:
+    def read(self, wanted: Sequence[int]) -> list[Piece]:
         return [Piece(number, self._batches[number], last=True) for number in wanted]
 
     def shown(self) -> list[SftBatch]:
@@ -63,12 +65,14 @@ class Units:
 def tiny(seed: int) -> LlamaForCausalLM:
     """Build a Llama of 4 layers, 128 wide: two million weights."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
             num_attention_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=False,
         )
-    ).eval()  # fmt: skip
+    )  # fmt: skip
+    model.train(False)
+    return model
 
 
 def drawn() -> list[SftBatch]:
@@ -86,16 +90,21 @@ def drawn() -> list[SftBatch]:
 def candidates() -> dict[str, Call]:
     """Return what is timed, the baseline first."""
     model, reference, batches = tiny(0), tiny(1), drawn()
-    ask = losses_of(None, tokens=False)
+    say = losses_of(None, tokens=False)
+
+    def ask(batch: SftBatch) -> Tensor:
+        said = say(model, batch)
+        assert isinstance(said, Said)  # noqa: S101  what losses_of returns
+        return said.losses
 
     def plain() -> None:
         with torch.no_grad():
             for batch in batches:
-                ask(model, batch)
+                ask(batch)
 
     def step() -> None:
         for batch in batches:
-            ask(model, batch).losses.mean().backward()
+            ask(batch).mean().backward()
         model.zero_grad()
 
     def scored(params: str, *, tokens: bool) -> Call:

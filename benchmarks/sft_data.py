@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Split:
     swapped: np.ndarray  # [n] bool, of those that are judged
 
 
-def read(name: str) -> list[dict]:
+def read(name: str) -> list[dict[str, Any]]:
     """Return the rows of one file."""
     text = (DATA / name).read_text(encoding="utf-8")
     return (

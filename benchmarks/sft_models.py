@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from sft_data import BEGIN, END, PAD, Row, batch
@@ -32,7 +33,7 @@ def losses(model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return token_losses(logits, labels, causal=True).means
 
 
-def batches(rows: Sequence[Row], size: int, order: Sequence[int] | None = None) -> Iterator:
+def batches(rows: Sequence[Row], size: int, order: Sequence[int] | None = None) -> Iterator[Any]:
     """Yield places, and the batch; without an order the shortest come first."""
     if order is None:
         order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))
@@ -104,4 +105,5 @@ def train(
         if now < best:
             best, kept = now, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
-    return model.eval()
+    model.train(False)
+    return model

@@ -1,9 +1,11 @@
 """Stage 1: re-weight every batch by its mimic scores, in any training loop.
 
-with mimic:                          # the model reads dual numbers at its scored parameters
-losses = loss(model(x), y)       # [b], unreduced
-loss = mimic.weigh(losses, ids)      # Σ_i w_i ℓ_i  with w = softmax(m / τ)
-loss.backward()
+    with mimic:                          # the model reads dual numbers at its scored parameters
+        losses = loss(model(x), y)       # [b], unreduced
+    loss = mimic.weigh(losses, ids)      # Σ_i w_i ℓ_i  with w = softmax(m / τ)
+    loss.backward()
+
+The loop stays the user's own.
 """
 
 import logging
