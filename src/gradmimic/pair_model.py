@@ -1,10 +1,12 @@
 """A contrastive model as the rest of the project sees it, whatever library it came from.
 
-with mimic:
-    pairs = pair.embed(model, batch)
-    losses = pair.losses(pairs)
-    drawn = pair.canaries(pairs, batch.ids, canaries)
-loss = mimic.weigh(losses, batch.ids, canaries=drawn)
+    with mimic:
+        pairs = pair.embed(model, batch)
+        losses = pair.losses(pairs)
+        drawn = pair.canaries(pairs, batch.ids, canaries)
+    loss = mimic.weigh(losses, batch.ids, canaries=drawn)
+
+What differs between libraries is behind these three.
 """
 
 from collections.abc import Callable, Mapping, Sequence
