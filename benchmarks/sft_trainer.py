@@ -14,7 +14,6 @@ Run: python benchmarks/sft_trainer.py [--quick | --operations]
 import argparse
 import tempfile
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from trainer_step import Step
 
 from gradmimic.extras import import_extra
-from gradmimic.integrations.huggingface import mimic_trainer
 
 trl = import_extra("trl", "trl")
 WORDS, ROWS, LENGTH, BATCH = 8192, 256, 64, 8
@@ -61,43 +60,26 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     return F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
 
 
-class Step:
-    """One step of an SFTTrainer."""
-
-    def __init__(self, folder: str, *, checkpointing: bool, mimics: bool, own: Any = None) -> None:
-        torch.manual_seed(0)
-        model, reference = llama(), llama()
-        words = torch.randint(3, WORDS, (ROWS, LENGTH)).tolist()
-        args = trl.SFTConfig(
-            folder, per_device_train_batch_size=BATCH, report_to="none", use_cpu=True, bf16=False,
-            dataloader_pin_memory=False, disable_tqdm=True, activation_checkpointing=checkpointing,
-            log_level="error",
-        )  # fmt: skip
-        self.trainer: Any = trl.SFTTrainer(
-            model,
-            args,
-            train_dataset=Dataset.from_dict({"input_ids": words}),
-            processing_class=tokenizer(),
-            compute_loss_func=own,
-        )
-        if mimics:
-            mimic_trainer(self.trainer, reference, score_log=f"{folder}/scores")
-        self.loader = self.trainer.get_train_dataloader()
-        if checkpointing:
-            model.activation_checkpointing_enable()
-        self.trainer.create_optimizer()
-        self.model, self.optimizer = self.trainer.accelerator.prepare(model, self.trainer.optimizer)
-        self.batches = self.forever()
-
-    def forever(self) -> Iterator[Any]:
-        while True:
-            yield from self.loader
-
-    def __call__(self) -> None:
-        (batch,), items = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
-        self.trainer.training_step(self.model, batch, items)
-        self.optimizer.step()
-        self.model.zero_grad()
+def step_of(folder: str, *, checkpointing: bool, mimics: bool, own: Any = None) -> Step:
+    torch.manual_seed(0)
+    model, reference = llama(), llama()
+    words = torch.randint(3, WORDS, (ROWS, LENGTH)).tolist()
+    args = trl.SFTConfig(
+        folder, per_device_train_batch_size=BATCH, report_to="none", use_cpu=True, bf16=False,
+        dataloader_pin_memory=False, disable_tqdm=True, activation_checkpointing=checkpointing,
+        log_level="error",
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model,
+        args,
+        train_dataset=Dataset.from_dict({"input_ids": words}),
+        processing_class=tokenizer(),
+        compute_loss_func=own,
+    )
+    step = Step(trainer, reference if mimics else None, folder)
+    if checkpointing:
+        trainer.model.activation_checkpointing_enable()
+    return step
 
 
 def added_product(_: Any, a: Any, b: Any, **__: Any) -> int:
@@ -125,10 +107,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             both: dict[str, Any] = {"folder": folder, "checkpointing": checkpointing}
             steps: dict[str, Step] = {
-                "SFTTrainer": Step(**both, mimics=False),
-                "SFTTrainer with compute_loss_func": Step(**both, mimics=False, own=mean_loss),
-                "mimicking SFTTrainer": Step(**both, mimics=True),
-                "SFTTrainer again": Step(**both, mimics=False),
+                "SFTTrainer": step_of(**both, mimics=False),
+                "SFTTrainer with compute_loss_func": step_of(**both, mimics=False, own=mean_loss),
+                "mimicking SFTTrainer": step_of(**both, mimics=True),
+                "SFTTrainer again": step_of(**both, mimics=False),
             }
             counts = {name: operations(step) for name, step in steps.items()}
             times = interleave(steps, turns=turns) if turns else {}

@@ -11,7 +11,7 @@ Run: python benchmarks/trainer.py [--quick]
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ from harness import interleave, save
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from trainer_step import Step
 from transformers import Trainer, TrainingArguments
-
-from gradmimic.integrations.huggingface import mimic_trainer
 
 WORDS, ROWS = 8192, 512
 SIZES: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -75,35 +74,15 @@ def rows(model: Any) -> Dataset:
     return Dataset.from_dict({"input_ids": words, "labels": classes if texts else words})
 
 
-class Step:
-    """One step of a Trainer, plain or mimicking."""
-
-    def __init__(self, build: Callable[[], Any], batch: int, folder: str, *, mimics: bool) -> None:
-        torch.manual_seed(0)
-        model, reference = build(), build()
-        args = TrainingArguments(
-            folder, per_device_train_batch_size=batch, report_to="none", use_cpu=True, seed=0,
-            log_level="error",
-            dataloader_pin_memory=False, disable_tqdm=True,
-        )  # fmt: skip
-        self.trainer: Any = Trainer(model=model, args=args, train_dataset=rows(model))
-        if mimics:
-            mimic_trainer(self.trainer, reference, score_log=f"{folder}/scores")
-        self.loader = self.trainer.get_train_dataloader()
-        self.trainer.create_optimizer()
-        self.model, self.optimizer = self.trainer.accelerator.prepare(model, self.trainer.optimizer)
-        self.batches = self.forever()
-
-    def forever(self) -> Iterator[Any]:
-        while True:
-            yield from self.loader
-
-    def __call__(self) -> None:
-        device = self.trainer.args.device
-        (batch,), items = self.trainer.get_batch_samples(self.batches, 1, device)
-        self.trainer.training_step(self.model, batch, items)
-        self.optimizer.step()
-        self.model.zero_grad()
+def step_of(build: Callable[[], Any], batch: int, folder: str, *, mimics: bool) -> Step:
+    torch.manual_seed(0)
+    model, reference = build(), build()
+    args = TrainingArguments(
+        folder, per_device_train_batch_size=batch, report_to="none", use_cpu=True, seed=0,
+        log_level="error", dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=args, train_dataset=rows(model))
+    return Step(trainer, reference if mimics else None, folder)
 
 
 def main() -> None:
@@ -115,11 +94,11 @@ def main() -> None:
         build, batch = MODELS[name]
         with tempfile.TemporaryDirectory() as folder:
             steps = {
-                "plain": Step(build, batch, folder, mimics=False),
-                "mimicking": Step(build, batch, folder, mimics=True),
-                "plain again": Step(build, batch, folder, mimics=False),
+                "plain": step_of(build, batch, folder, mimics=False),
+                "mimicking": step_of(build, batch, folder, mimics=True),
+                "plain again": step_of(build, batch, folder, mimics=False),
             }
-            timing = interleave(steps, turns=3 if quick else 16)
+            timing = interleave(steps, turns=3 if quick else 40)
             steps["mimicking"].trainer.score_log.close()
         results.append(
             {

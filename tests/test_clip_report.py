@@ -15,7 +15,8 @@ from test_report import EVIL, Tags
 
 from gradmimic.report.figures import histogram_figure
 from gradmimic.report.numbers import Metric
-from gradmimic.report.pairs import Grid, PairCard, PairsReport, render_pairs_report
+from gradmimic.report.grids import Grid
+from gradmimic.report.pairs import PairCard, PairsReport, render_pairs_report
 
 RNG = np.random.default_rng(0)
 

@@ -36,7 +36,11 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
         >>> "180 of 1,000 samples" in page.read_text(encoding="utf-8")
         True
     """
-    html = render_report(data)
+    write_html(path, render_report(data))
+
+
+def write_html(path: str | os.PathLike[str], html: str) -> None:
+    """Write a page, whole or not at all; half a surrogate pair becomes a question mark."""
     with atomic_write(path) as file:
         file.write(html.encode("utf-8", errors="replace"))
 

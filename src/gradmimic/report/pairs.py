@@ -4,15 +4,12 @@ As in ``page``, everything that comes from data is escaped, and pictures are enc
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from gradmimic.atomic import atomic_write
-from gradmimic.extras import import_extra
-from gradmimic.report.grids import Grid, cells_of
-from gradmimic.report.numbers import Metric
-from gradmimic.report.page import fill_template, setting, short, shortened
+from gradmimic.report.frame import Frame
+from gradmimic.report.page import fill_template, short, shortened, write_html
 from gradmimic.report.pictures import data_uri
 
 
@@ -43,34 +40,16 @@ class PairCard:
 
 
 @dataclass(frozen=True)
-class PairsReport:
-    """What the page shows.
+class PairsReport(Frame):
+    """What the page shows, beside what every page does.
 
     Args:
-        title: the run's name.
-        verdict: what came of it, in a sentence or two.
-        tiles: the headline numbers: label, number, remark.
-        notes: warnings that the reader must know of.
-        figures: ``<svg>`` elements of ours, each with its caption.
-        grids: tables.
-        metrics: rows of the table of metrics.
         lowest: pairs of the lowest scores, lowest first.
         highest: pairs of the highest scores, highest first.
-        config: the resolved configuration, key → value.
-        versions: library → version.
     """
 
-    title: str
-    verdict: str
-    tiles: Sequence[tuple[str, str, str]] = ()
-    notes: Sequence[str] = ()
-    figures: Sequence[tuple[str, str]] = ()
-    grids: Sequence[Grid] = ()
-    metrics: Sequence[Metric] = ()
     lowest: Sequence[PairCard] = ()
     highest: Sequence[PairCard] = ()
-    config: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_pairs_report(path: str | os.PathLike[str], data: PairsReport) -> None:
@@ -84,9 +63,7 @@ def write_pairs_report(path: str | os.PathLike[str], data: PairsReport) -> None:
         MissingExtraError: jinja2 is not installed.
         OSError: the file cannot be written; what stood there before stays.
     """
-    html = render_pairs_report(data)
-    with atomic_write(path) as file:
-        file.write(html.encode("utf-8", errors="replace"))
+    write_html(path, render_pairs_report(data))
 
 
 def render_pairs_report(data: PairsReport) -> str:
@@ -103,17 +80,10 @@ def render_pairs_report(data: PairsReport) -> str:
         >>> "A &amp; B." in html
         True
     """
-    markup = import_extra("markupsafe", "report").Markup
     known = [card.swapped for card in data.lowest if card.swapped is not None]
     return fill_template(
         "pairs.html.jinja",
-        title=data.title,
-        verdict=data.verdict,
-        tiles=data.tiles,
-        notes=data.notes,
-        figures=[(markup(svg), caption) for svg, caption in data.figures if svg],
-        grids=[cells_of(grid) for grid in data.grids if grid.rows],
-        metrics=[(row.name, row.printed, row.meaning) for row in data.metrics],
+        **data.shown(),
         ends=[
             (title, remark, [_card(card) for card in cards])
             for title, remark, cards in (
@@ -129,8 +99,6 @@ def render_pairs_report(data: PairsReport) -> str:
             if cards
         ],
         wide_cards=True,
-        config=[(key, setting(value)) for key, value in data.config.items()],
-        versions=list(data.versions.items()),
     )
 
 

@@ -7,18 +7,15 @@ data is escaped.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gradmimic.atomic import atomic_write
-from gradmimic.extras import import_extra
 from gradmimic.report.figures import BLUE, ORANGE
-from gradmimic.report.grids import Grid, cells_of
-from gradmimic.report.numbers import Metric
-from gradmimic.report.page import fill_template, setting, short, shortened
+from gradmimic.report.frame import Frame
+from gradmimic.report.page import fill_template, short, shortened, write_html
 
 LEVELS = 5  # of each colour
 _MOST_TOKENS = 256  # shown of a response
@@ -56,32 +53,14 @@ class TokenCard:
 
 
 @dataclass(frozen=True)
-class TokensReport:
-    """What the page shows.
+class TokensReport(Frame):
+    """What the page shows, beside what every page does.
 
     Args:
-        title: the run's name.
-        verdict: what came of it, in a sentence or two.
-        tiles: the headline numbers: label, number, remark.
-        notes: warnings that the reader must know of.
-        figures: ``<svg>`` elements of ours, each with its caption.
-        grids: tables.
-        metrics: rows of the table of metrics.
         ends: samples by the name of where they lie, such as ``lowest``, with a remark.
-        config: the resolved configuration, key → value.
-        versions: library → version.
     """
 
-    title: str
-    verdict: str
-    tiles: Sequence[tuple[str, str, str]] = ()
-    notes: Sequence[str] = ()
-    figures: Sequence[tuple[str, str]] = ()
-    grids: Sequence[Grid] = ()
-    metrics: Sequence[Metric] = ()
     ends: Sequence[tuple[str, str, Sequence[TokenCard]]] = ()
-    config: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_tokens_report(path: str | os.PathLike[str], data: TokensReport) -> None:
@@ -95,9 +74,7 @@ def write_tokens_report(path: str | os.PathLike[str], data: TokensReport) -> Non
         MissingExtraError: jinja2 is not installed.
         OSError: the file cannot be written; what stood there before stays.
     """
-    html = render_tokens_report(data)
-    with atomic_write(path) as file:
-        file.write(html.encode("utf-8", errors="replace"))
+    write_html(path, render_tokens_report(data))
 
 
 def render_tokens_report(data: TokensReport) -> str:
@@ -115,17 +92,10 @@ def render_tokens_report(data: TokensReport) -> str:
         >>> '<span class="t5" title="+0.5">&lt;b&gt;</span>' in html
         True
     """
-    markup = import_extra("markupsafe", "report").Markup
     limit = _limit(data)
     return fill_template(
         "tokens.html.jinja",
-        title=data.title,
-        verdict=data.verdict,
-        tiles=data.tiles,
-        notes=data.notes,
-        figures=[(markup(svg), caption) for svg, caption in data.figures if svg],
-        grids=[cells_of(grid) for grid in data.grids if grid.rows],
-        metrics=[(row.name, row.printed, row.meaning) for row in data.metrics],
+        **data.shown(),
         ends=[
             {"name": name, "remark": remark, "cards": [_card(card, limit) for card in cards]}
             for name, remark, cards in data.ends
@@ -136,8 +106,6 @@ def render_tokens_report(data: TokensReport) -> str:
         low=_signed(-limit),
         high=_signed(limit),
         wide_cards=True,
-        config=[(key, setting(value)) for key, value in data.config.items()],
-        versions=list(data.versions.items()),
     )
 
 

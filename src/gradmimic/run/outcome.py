@@ -20,7 +20,7 @@ from gradmimic.data.pairs.census import Row
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
-from gradmimic.run.config import RunConfig
+from gradmimic.run.config import Task
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.metrics import detection
 from gradmimic.run.trainings import Trained
@@ -227,7 +227,7 @@ def write_labels(path: Path, samples: Samples) -> tuple[Any, list[str]]:
     return samples.ids, labels
 
 
-def write_metrics(path: Path, values: Mapping[str, Any], config: RunConfig) -> None:
+def write_metrics(path: Path, values: Mapping[str, Any], config: Task) -> None:
     """Write every number as JSON, with the configuration that gave it."""
     text = json.dumps(
         {**values, "config": config.as_dict()}, indent=2, ensure_ascii=False, allow_nan=False

@@ -1,9 +1,8 @@
 """Instructions in a data set of Hugging Face's ``datasets``: a saved folder, or one on the hub.
 
-hf://datasets/<owner>/<name>[@<revision>][:<split>]        downloaded, and mapped into memory
+What is on the hub is downloaded, and mapped into memory.
 """
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gradmimic.data.datasets_library import load_hub, load_saved
 from gradmimic.data.instructions.source import InstructionSource, Masks, Row
-from gradmimic.errors import DataError
-from gradmimic.extras import import_extra
-
-_ON_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w.-]+))?/?")
 
 
 class DatasetSource(InstructionSource):
@@ -53,19 +49,8 @@ def open_hub(data: str) -> DatasetSource | None:
     Raises:
         DataError: there is none of that name, or it cannot be reached.
     """
-    on_hub = _ON_HUB.fullmatch(data)
-    if on_hub is None:
-        return None
-    datasets = import_extra("datasets", "sft")
-    name, revision, split = on_hub.groups()
-    try:
-        return DatasetSource(
-            data, datasets.load_dataset(name, revision=revision, split=split or "train")
-        )
-    except Exception as error:  # whatever the hub and the network raise
-        raise DataError(
-            f"cannot open {data}: {error}. Expected hf://datasets/owner/name:split"
-        ) from error
+    dataset = load_hub(data, extra="sft", streaming=False)
+    return None if dataset is None else DatasetSource(data, dataset)
 
 
 def open_saved(data: str) -> DatasetSource:
@@ -74,13 +59,4 @@ def open_saved(data: str) -> DatasetSource:
     Raises:
         DataError: it cannot be read, or has several splits.
     """
-    datasets = import_extra("datasets", "sft")
-    try:
-        dataset = datasets.load_from_disk(data)
-    except Exception as error:
-        raise DataError(f"cannot open {data} as a Hugging Face data set: {error}") from error
-    if isinstance(dataset, dict):
-        if len(dataset) > 1 and "train" not in dataset:
-            raise DataError(f"{data} has the splits {', '.join(dataset)}. Name one: {data}/<split>")
-        dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
-    return DatasetSource(data, dataset)
+    return DatasetSource(data, load_saved(data, extra="sft"))

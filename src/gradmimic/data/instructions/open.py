@@ -1,10 +1,8 @@
 """The one door: instructions with responses, whatever they are kept in."""
 
-import posixpath
 import re
 from os import PathLike, fspath
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gradmimic.data.files import PARQUET
 from gradmimic.data.instructions.datasets_library import open_hub, open_saved
@@ -54,7 +52,7 @@ def open_instructions(data: str | PathLike[str]) -> InstructionSource:
     if is_saved(name):
         return open_saved(name)
     place = find(name, _KINDS, what="instructions")
-    suffixes = {_suffix(path) for path in place.paths}
+    suffixes = place.suffixes
     if suffixes <= set(PARQUET):
         return ParquetSource(name, place)
     if suffixes <= {*LINES, ".json"}:
@@ -63,9 +61,3 @@ def open_instructions(data: str | PathLike[str]) -> InstructionSource:
         f"expected instructions in files of one kind, {', '.join((*PARQUET, *LINES, '.json'))}; "
         f"{name} means files {', '.join(sorted(suffixes))}"
     )
-
-
-def _suffix(path: str) -> str:
-    """Return the suffix of a file, whose URL may have a query behind it."""
-    path = urlsplit(path).path if "://" in path else path
-    return posixpath.splitext(path)[1].lower()

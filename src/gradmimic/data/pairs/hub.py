@@ -1,25 +1,21 @@
 """Hugging Face data sets of pictures with captions, from a folder or from the hub.
 
-    hf://datasets/<owner>/<name>[@<revision>][:<split>]        streamed, shard by shard
-
-Version 4 of the library and later ones run no code that comes with a data set.
+What is on the hub is streamed, shard by shard.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from gradmimic.data.datasets_library import ON_HUB, load_hub, load_saved
 from gradmimic.data.pairs.place import Place
 from gradmimic.data.pairs.reasons import DAMAGED, OUTSIDE
 from gradmimic.data.pairs.rows import choose_columns, record
 from gradmimic.data.pairs.sample import Dropped, End, Record
 from gradmimic.data.pairs.source import PairSource
 from gradmimic.data.pairs.table_files import SHARD
-from gradmimic.errors import DataError
 from gradmimic.extras import import_extra
 
 _TOGETHER = 16  # rows
-_ON_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::(\w+))?/?")
 
 
 class HubSource(PairSource):
@@ -72,7 +68,7 @@ class HubSource(PairSource):
 
     def _open_path(self, path: str) -> bytes | str:
         """Return the content of a file of the data set's own repository, or why it has none."""
-        on_hub = _ON_HUB.fullmatch(self.name)
+        on_hub = ON_HUB.fullmatch(self.name)
         if on_hub is None or not path.startswith(f"hf://datasets/{on_hub[1]}@") or "::" in path:
             return OUTSIDE
         import fsspec
@@ -106,20 +102,8 @@ def open_hub(
     Raises:
         DataError: there is none of that name, or it cannot be reached.
     """
-    on_hub = _ON_HUB.fullmatch(data)
-    if on_hub is None:
-        return None
-    datasets = import_extra("datasets", "datasets")
-    name, revision, split = on_hub.groups()
-    try:
-        dataset = datasets.load_dataset(
-            name, revision=revision, split=split or "train", streaming=True
-        )
-    except Exception as error:  # whatever the hub and the network raise
-        raise DataError(
-            f"cannot open {data}: {error}. Expected hf://datasets/owner/name:split"
-        ) from error
-    return HubSource(data, dataset, sample_id, image, text)
+    dataset = load_hub(data, extra="datasets", streaming=True)
+    return None if dataset is None else HubSource(data, dataset, sample_id, image, text)
 
 
 def open_saved(data: str, sample_id: str | None, image: str | None, text: str | None) -> HubSource:
@@ -128,13 +112,4 @@ def open_saved(data: str, sample_id: str | None, image: str | None, text: str | 
     Raises:
         DataError: it cannot be read, or has several splits.
     """
-    datasets = import_extra("datasets", "datasets")
-    try:
-        dataset = datasets.load_from_disk(data)
-    except Exception as error:
-        raise DataError(f"cannot open {data} as a Hugging Face data set: {error}") from error
-    if isinstance(dataset, dict):
-        if len(dataset) > 1 and "train" not in dataset:
-            raise DataError(f"{data} has the splits {', '.join(dataset)}. Name one: {data}/<split>")
-        dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
-    return HubSource(data, dataset, sample_id, image, text)
+    return HubSource(data, load_saved(data, extra="datasets"), sample_id, image, text)

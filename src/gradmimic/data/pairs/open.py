@@ -1,8 +1,6 @@
 """The one door: a data set of pictures with captions, whatever it is kept in."""
 
-import posixpath
 from os import PathLike, fspath
-from urllib.parse import urlsplit
 
 from gradmimic.data.files import PARQUET
 from gradmimic.data.images import SUFFIXES
@@ -61,7 +59,7 @@ def open_pairs(
     if is_saved(name):
         return open_saved(name, id, image, text)
     place = find(name, _KINDS)
-    suffixes = {_suffix(path) for path in place.paths}
+    suffixes = place.suffixes
     if suffixes == {".tar"}:
         return ShardSource(name, place, id, image, text)
     if suffixes <= set(PARQUET) or suffixes <= set(LINES):
@@ -72,9 +70,3 @@ def open_pairs(
         f"expected pairs of one kind, in files .tar, {', '.join(_TABLES)}, or pictures with .txt; "
         f"{name} means files {', '.join(sorted(suffixes))}"
     )
-
-
-def _suffix(path: str) -> str:
-    """Return the suffix of a file, whose URL may have a query behind it."""
-    path = urlsplit(path).path if "://" in path else path
-    return posixpath.splitext(path)[1].lower()

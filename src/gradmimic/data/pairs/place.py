@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from gradmimic.data.pairs.reasons import MAX_BYTES, NO_FILE, TOO_LARGE
 from gradmimic.errors import DataError
@@ -24,6 +25,12 @@ class Place:
 
     fs: Any
     paths: tuple[str, ...]
+
+    @property
+    def suffixes(self) -> set[str]:
+        """Return the files' suffixes, in lower case; a URL may have a query behind its file."""
+        names = (urlsplit(path).path if "://" in path else path for path in self.paths)
+        return {posixpath.splitext(name)[1].lower() for name in names}
 
     def open(self, path: str) -> BinaryIO:
         """Open a file; what that raises is the file system's own."""

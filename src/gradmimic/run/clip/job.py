@@ -23,7 +23,6 @@ from gradmimic.run.clip.outcome import (
     measure_pairs,
     notes_on_pairs,
     readable_pairs,
-    write_values,
 )
 from gradmimic.run.clip.page import write_pairs_page
 from gradmimic.run.clip.prepare import open_initial
@@ -33,7 +32,7 @@ from gradmimic.run.clip.state import FOLDER
 from gradmimic.run.clip.trainings import Trainings
 from gradmimic.run.config import load_task
 from gradmimic.run.keys import CONFIG, begin_folder
-from gradmimic.run.outcome import Outcome
+from gradmimic.run.outcome import Outcome, write_metrics
 
 OUTPUTS = (
     CONFIG, FOLDER, "reference.pt", "plain.pt", "reweighted.pt", "selected.pt", "log",
@@ -97,7 +96,7 @@ def run_clip(
     if config.report:
         means, versions = mean_scores(log, selection), log.run["versions"]
         write_pairs_page(config, inputs, outcome, selection, means, better.whole, versions)
-    write_values(files["metrics"], values, config)
+    write_metrics(files["metrics"], values, config)
     trainings.states.remove()
     return outcome
 

@@ -1,21 +1,17 @@
 """What a run on pairs came to: every number, and what the reader must know of them."""
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from gradmimic.atomic import atomic_write
 from gradmimic.curate import Quality, Selection
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
 from gradmimic.run.clip.beside import SCORER
-from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.read import Inputs
 from gradmimic.run.clip.trainings import Trainings
 from gradmimic.run.metrics import detection
@@ -247,15 +243,6 @@ def notes_on_pairs(values: Mapping[str, Any]) -> list[str]:
     if values["removed"] == 0:
         notes.append("Nothing in the scores speaks against any pair, so every pair is kept.")
     return notes
-
-
-def write_values(path: Path, values: Mapping[str, Any], config: ClipConfig) -> None:
-    """Write every number as JSON, with the configuration that gave it."""
-    text = json.dumps(
-        {**values, "config": config.as_dict()}, indent=2, ensure_ascii=False, allow_nan=False
-    )
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 def _means(log: LogReader, scorer: str, *, canaries: bool) -> dict[Any, float]:

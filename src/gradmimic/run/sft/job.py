@@ -25,7 +25,7 @@ from gradmimic.log import ScoreLog
 from gradmimic.log_reader import LogReader
 from gradmimic.run.checkpoints import digest
 from gradmimic.run.keys import CONFIG, save_keys
-from gradmimic.run.outcome import Outcome
+from gradmimic.run.outcome import Outcome, write_metrics
 from gradmimic.run.place import Place, find_place
 from gradmimic.run.score import Progress
 from gradmimic.run.score_folder import finish, open_folder, telling_of_disk
@@ -35,7 +35,7 @@ from gradmimic.run.sft.encode import Encoder
 from gradmimic.run.sft.folder import JOURNAL, claim
 from gradmimic.run.sft.losses import REDUCIBLE, REFERENCE, losses_of
 from gradmimic.run.sft.models import SftModels, open_models
-from gradmimic.run.sft.outcome import measure_sft, notes_on_sft, readable_sft, write_sft_values
+from gradmimic.run.sft.outcome import measure_sft, notes_on_sft, readable_sft
 from gradmimic.run.sft.outputs import look_up, write_filtered
 from gradmimic.run.sft.samples import Read, Sequences, read_samples
 from gradmimic.run.sft.swapped import swapped
@@ -199,7 +199,7 @@ def _decide(config: SftConfig, work: _Work, facts: Mapping[str, Any]) -> Outcome
     quality = _quality(work, log)
     canaries = 0 if work.canaries is None else len(work.canaries)
     values = measure_sft(config, read, log, selection, quality, canaries, facts)
-    write_sft_values(files["metrics"], values, config)
+    write_metrics(files["metrics"], values, config)
     if config.report:
         files["report"] = out / "report.html"
     notes = [*work.models.notes, *notes_on_sft(values), *selection.notes]

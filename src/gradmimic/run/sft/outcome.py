@@ -1,13 +1,10 @@
 """What scoring instructions came to: every number, and what the reader must know of them."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from gradmimic.atomic import atomic_write
 from gradmimic.curate import Quality, Selection
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
@@ -137,15 +134,6 @@ def notes_on_sft(values: Mapping[str, Any]) -> list[str]:
     if values["removed"] == 0:
         notes.append("Nothing in the scores speaks against any sample, so every sample is kept.")
     return notes
-
-
-def write_sft_values(path: Path, values: Mapping[str, Any], config: SftConfig) -> None:
-    """Write every number as JSON, with the configuration that gave it."""
-    text = json.dumps(
-        {**values, "config": config.as_dict()}, indent=2, ensure_ascii=False, allow_nan=False
-    )
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 def _mean(log: LogReader, scorer: str, column: str) -> float | None:
