@@ -14,8 +14,8 @@ from clip_runs import POOL, clip_keys, pairs, picture, run_pairs, write_pools, w
 from test_report import EVIL, Tags
 
 from gradmimic.report.figures import histogram_figure
-from gradmimic.report.numbers import Metric
 from gradmimic.report.grids import Grid
+from gradmimic.report.numbers import Metric
 from gradmimic.report.pairs import PairCard, PairsReport, render_pairs_report
 
 RNG = np.random.default_rng(0)
