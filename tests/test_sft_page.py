@@ -79,8 +79,8 @@ def test_everything_from_data_is_escaped():
         TokensReport(
             EVIL, EVIL, [(EVIL, EVIL, EVIL)], [EVIL], [("<svg></svg>", EVIL)],
             [Grid(EVIL, EVIL, [EVIL, EVIL], [[EVIL, EVIL]])], [Metric(EVIL, EVIL, EVIL)],
-            [("lowest", EVIL, [evil, card(tokens=None, response=EVIL)])], {EVIL: EVIL},
-            {EVIL: EVIL},
+            {EVIL: EVIL}, {EVIL: EVIL},
+            ends=[("lowest", EVIL, [evil, card(tokens=None, response=EVIL)])],
         )
     )  # fmt: skip
     found = Tags(html)
