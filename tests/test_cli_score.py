@@ -443,6 +443,7 @@ def finish(children):
     return [out for out, _ in printed]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_two_killed_processes_are_finished_by_one(folder, command):
     """The quick case: one round of killing; the slow one below has many."""

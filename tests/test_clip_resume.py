@@ -82,7 +82,13 @@ def whole(pools):
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [("reference", 1), ("plain", 9), ("re-weighted", 5), ("re-weighted", 20), ("selected", 14)],
+    [
+        ("re-weighted", 20),
+        *(
+            pytest.param(*place, marks=pytest.mark.slow)
+            for place in [("reference", 1), ("plain", 9), ("re-weighted", 5), ("selected", 14)]
+        ),
+    ],
 )
 def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(pools, whole, stage, step, tmp_path):
     config = ClipConfig(**clip_keys(pools, **MORE, out=str(tmp_path / "run")))

@@ -238,6 +238,7 @@ def test_a_reference_that_cannot_be_transported(folder, changes, why):
         run_pairs(folder, **changes, align="transport")
 
 
+@pytest.mark.slow
 def test_transport_finds_bad_pairs_from_any_start(folder):
     keys = {"reference_start": "other", "epochs": 6, "reference_epochs": 20}
     transported, _ = run_pairs(folder, **keys)
@@ -258,6 +259,7 @@ def test_a_locked_tower_does_not_move(folder):
 # Input
 
 
+@pytest.mark.slow
 def test_trusted_rows_and_ids_leave_the_training_set(folder):
     metrics, by_row = run_pairs(folder, trusted="0:20", reference_epochs=2)
     assert (metrics["samples"], metrics["trusted"]) == (POOL - DIRT - 20, 20)
@@ -273,6 +275,7 @@ def test_trusted_rows_and_ids_leave_the_training_set(folder):
     assert by_file["sample_id"].to_pylist() == by_row["sample_id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_pairs_that_do_not_fit_in_memory_are_read_anew(folder, monkeypatch):
     held, _ = run_pairs(folder, noise_rate=...)
     monkeypatch.setattr(read, "MOST_BYTES", 40 * 3 * 16 * 16 * 4)

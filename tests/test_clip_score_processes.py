@@ -48,6 +48,7 @@ def assert_the_same(first, second):
     assert census[0] == census[1]
 
 
+@pytest.mark.slow
 def test_two_killed_processes_are_finished_by_one(folder, pool, command):  # noqa: F811
     arguments = flags("steps/step-4.pt", **pool)
     kill_midway(start(2, arguments), folder / "scores/log", 5)

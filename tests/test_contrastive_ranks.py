@@ -15,6 +15,8 @@ from gradmimic.gathered import gather
 from gradmimic.integrations.open_clip import PairLosses
 from gradmimic.reference import Reference
 
+pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
+
 SIZE, STEPS = 12, 4
 BOTH = ["image_projection.weight", "text_projection.weight"]
 

@@ -105,6 +105,7 @@ def test_classes_must_be_known_for_every_sample(tmp_path):
         estimate_quality(tmp_path, scorer="loss")
 
 
+@pytest.mark.slow
 def test_a_million_classes_are_estimated_one_by_one(tmp_path):
     n = 10**6
     scores = np.where(np.arange(n) < n // 10, -1.0, 1.0) + np.linspace(0, 0.1, n)

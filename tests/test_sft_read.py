@@ -250,7 +250,8 @@ def test_a_hub_data_set_is_named_by_a_url(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = open_instructions("hf://datasets/owner/name@v2:train_sft")
-    assert asked == [("owner/name", {"revision": "v2", "split": "train_sft"})]
+    how = {"revision": "v2", "split": "train_sft", "streaming": False}
+    assert asked == [("owner/name", how)]
     assert [isinstance(as_instruction(row, "0"), Instruction) for row in source.rows(0)] == [
         True
     ] * 2

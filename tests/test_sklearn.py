@@ -26,6 +26,7 @@ from gradmimic.run.metrics import detection
 UNTRUSTED = "ignore:these scores cannot be trusted"  # some checks draw labels by chance
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(UNTRUSTED)
 @parametrize_with_checks([MimicClassifier(random_state=0)])
 def test_scikit_learns_own_checks(estimator, check):
@@ -116,6 +117,7 @@ def test_trusted_rows_are_believed(digits):
         model.fit(x, labels, trusted=np.arange(400) < 3)
 
 
+@pytest.mark.slow
 def test_searches_and_pipelines_cut_the_trusted_mask_too(digits):
     x, given, true, _, _ = digits
     trusted = np.arange(400) % 2 == 0

@@ -13,6 +13,8 @@ from transformers import Trainer
 
 from gradmimic import ScoreLog
 
+pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
+
 ROWS = 24
 
 
