@@ -21,6 +21,7 @@ for step in range(first // 4, 10**9):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_at_random_moments_no_written_row_is_lost(tmp_path):
     chance = random.Random(0)  # noqa: S311
