@@ -182,6 +182,7 @@ def test_noise_instead_of_features_is_told_by_the_canaries():
     assert (found.noise_rate.low, found.noise_rate.high) == (0, 1)
 
 
+@pytest.mark.slow
 def test_files_and_small_floats_are_taken_as_they_are(blobs, tmp_path):
     x, _, noisy, found = blobs
     np.save(tmp_path / "x.npy", x)

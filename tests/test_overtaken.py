@@ -293,6 +293,7 @@ def complete(table, epochs):
     return table.filter(pc.is_in(table["sample_id"], seen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("canaries", [False, True])
 def test_marked_visits_count_for_nothing(tmp_path, aggregate, canaries):

@@ -199,6 +199,7 @@ def as_columns(folder, x, y):
     return {"data": str(folder / "columns.parquet"), "labels": "label"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [as_npz, as_lists, as_columns])
 def test_features_of_every_kind_give_the_same_run(folder, write):
     _, table = run_blobs(folder)

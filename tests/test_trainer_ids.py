@@ -245,6 +245,7 @@ def test_data_without_any_of_the_models_columns_are_refused(tmp_path):
         mimic.get_train_dataloader()
 
 
+@pytest.mark.slow
 def test_a_trainers_own_sampler_may_look_at_the_data(tmp_path):
     class Weighted(Trainer):
         def get_train_dataloader(self):
