@@ -22,7 +22,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev  ## the documentation as a site: open site/index.html
 	$(BIN)/python -m sphinx -W --keep-going docs site
 
-bench: $(VENV)/.dev  ## every table that the docs quote; takes seven hours
+bench: $(VENV)/.dev  ## every table that the docs quote; takes hours
 	$(BIN)/python benchmarks/figures.py --seeds 3
 	$(BIN)/python benchmarks/figures.py --seeds 3 --lr 0.0003
 	$(BIN)/python benchmarks/overhead.py

@@ -137,6 +137,7 @@ def written(folder, log, tokens=True, asked=None):
     }  # fmt: skip
     census = [SimpleNamespace(what="kept", count=120, example="")]
     outcome = SimpleNamespace(
+        counted="rows",
         values=values, metrics=[Metric("samples scored", 120)], notes=["look out"], census=census,
         files={"report": folder / "report.html"},
     )  # fmt: skip

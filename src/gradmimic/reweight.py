@@ -283,6 +283,9 @@ class GradMimic(Joining):
         self._pass = self._direction = None  # v, as large as θ, is not kept for the backward pass
         try:
             check_shape(losses)
+            if shares is not None:
+                trained = canaries is not None and canaries.trained
+                check_shares(shares, losses, trained_canaries=trained)
             elsewhere = self._head.elsewhere()
             if elsewhere is not None:
                 self._score_on("head", head=elsewhere)
@@ -293,9 +296,6 @@ class GradMimic(Joining):
                 return whole_batch(self._ranks, None, losses, len(losses)).mean(losses, shares)
             self._learning.check(self._alignment, canaries)
             b = len(losses)
-            if shares is not None:
-                trained = canaries is not None and canaries.trained
-                check_shares(shares, losses, trained_canaries=trained)
             scored = losses if canaries is None else torch.cat([losses, canaries.losses])
             known = self._observe(ids)
             with unheard_by_ddp(losses):

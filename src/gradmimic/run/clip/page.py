@@ -22,6 +22,7 @@ from gradmimic.run.clip.outcome import WAYS, Means, recalls, zero_shots
 from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.read import Inputs
 from gradmimic.run.outcome import Outcome
+from gradmimic.run.shown import census_grid, lowest_kept
 
 LOWEST, HIGHEST = 36, 12  # pairs shown
 
@@ -124,7 +125,9 @@ def _figures(
             "R@10 after each epoch, averaged over both directions; higher is better.",
         ),
         (
-            histogram_figure(means.samples, means.canaries, bad, _threshold(selection, means)),
+            histogram_figure(
+                means.samples, means.canaries, bad, lowest_kept(selection, means.samples)
+            ),
             "Mean mimic scores of the pairs, and of canaries: pictures with another one’s caption.",
         ),
         (
@@ -132,15 +135,6 @@ def _figures(
             "Mean loss on the pairs as given. Learning bad ones by heart lowers it as well.",
         ),
     ]
-
-
-def _threshold(selection: Selection, means: Means) -> float | None:
-    """Return the lowest score that is kept, where nothing above it is removed."""
-    scores = means.samples
-    keep = selection.table["keep"].to_numpy(zero_copy_only=False)
-    if keep.all() or not keep.any() or scores[~keep].max() > scores[keep].min():
-        return None
-    return float(scores[keep].min())
 
 
 def _retrieval(values: Mapping[str, Any]) -> Grid:
@@ -196,12 +190,8 @@ def _zero_shot(values: Mapping[str, Any]) -> Grid:
 
 def _census(outcome: Outcome) -> Grid:
     """Lay out what became of everything that was read."""
-    rows = [
-        [row.what, "unknown" if row.count is None else f"{row.count:,}", row.example]
-        for row in outcome.census
-    ]
     remark = "Every pair of the input, once; the counts add up to the last row."
-    return Grid("What was read, and what was dropped", remark, ["", "pairs", "the first"], rows)
+    return census_grid(outcome, "What was read, and what was dropped", remark)
 
 
 def _ends(selection: Selection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ from gradmimic.run.outcome import Outcome
 from gradmimic.run.sft.config import SftConfig
 from gradmimic.run.sft.losses import REFERENCE
 from gradmimic.run.sft.tokens import token_scores
+from gradmimic.run.shown import census_grid, lowest_kept
 
 LOWEST, BORDER, HIGHEST = 24, 6, 12  # samples shown; at the border so many on either side
 _NOTHING = 0.9  # an interval of a share so wide says nothing
@@ -102,7 +103,9 @@ def _histogram(config: SftConfig, selection: Selection, log: LogReader) -> tuple
         log.scan(["score"], _of("mimic", canaries=which))["score"].to_numpy()
         for which in (False, True)
     )
-    threshold = _threshold(selection) if config.aggregate == "mean" else None
+    threshold = None
+    if config.aggregate == "mean":
+        threshold = lowest_kept(selection, selection.table["score"].to_numpy())
     return (
         histogram_figure(scores, canaries, threshold=threshold),
         "Mimic scores of the samples, and of canaries: prompts with another sample’s response.",
@@ -115,23 +118,10 @@ def _of(scorer: str, *, canaries: bool = False) -> pc.Expression:
     return kind & (pc.field("scorer") == scorer)
 
 
-def _threshold(selection: Selection) -> float | None:
-    """Return the lowest score that is kept, where nothing above it is removed."""
-    scores = selection.table["score"].to_numpy()
-    keep = selection.table["keep"].to_numpy(zero_copy_only=False)
-    if keep.all() or not keep.any() or scores[~keep].max() > scores[keep].min():
-        return None
-    return float(scores[keep].min())
-
-
 def _census(outcome: Outcome) -> Grid:
     """Lay out what became of everything that was read."""
-    rows = [
-        [row.what, "unknown" if row.count is None else f"{row.count:,}", row.example]
-        for row in outcome.census
-    ]
     remark = "Every row of the input, once; the counts add up to the last one."
-    return Grid("What was read, and what was left out", remark, ["", "rows", "the first"], rows)
+    return census_grid(outcome, "What was read, and what was left out", remark)
 
 
 def _choose(selection: Selection) -> list[tuple[str, str, list[dict[str, Any]]]]:
