@@ -40,6 +40,7 @@ class CanaryLosses(NamedTuple):
         rows: ``[c]``, the position in the batch of the sample that each was made from, which engine
             ``"ghost"`` asks for; or b … b + c − 1 where canaries went through the model themselves,
             behind the b samples.
+        labels: ``[c]``, the wrong labels, where that is what makes them canaries.
     """
 
     losses: Tensor
@@ -47,6 +48,7 @@ class CanaryLosses(NamedTuple):
     kinds: list[str]
     trained: bool = False
     rows: list[int] | None = None
+    labels: Tensor | None = None
 
 
 class Canaries:
@@ -123,7 +125,7 @@ class Canaries:
         losses = F.cross_entropy(torch.cat([chosen, chosen]), wrong, reduction="none")
         kinds = [f"uniform/{classes}"] * len(rows) + [f"confusable/{classes}"] * len(rows)
         served = [plain[row] for row in rows]
-        return CanaryLosses(losses, served + served, kinds, self.trained, rows.tolist() * 2)
+        return CanaryLosses(losses, served + served, kinds, self.trained, rows.tolist() * 2, wrong)
 
     def pairs(
         self, similarity: Tensor, ids: Any, losses: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -1,0 +1,1 @@
+"""The paper's tables and what else we claim, each rerun by one command."""
