@@ -31,11 +31,11 @@ def test_one_batch_gives_what_its_formulas_say():
     )
 
 
-def test_equal_weights_keep_nobody_and_use_the_whole_batch():
+def test_equal_weights_keep_all_and_use_the_whole_batch():
     summary = MimicSummary()
     summary.update(torch.ones(8), torch.full([8], 1 / 8))
     summary.update(torch.zeros(8), torch.full([8], 1 / 8))
-    expected = {"mimic/score": 0.5, "mimic/kept": 0.0, "mimic/effective_batch_size": 8.0}
+    expected = {"mimic/score": 0.5, "mimic/kept": 1.0, "mimic/effective_batch_size": 8.0}
     assert numbers(summary) == pytest.approx(expected)
 
 
@@ -47,8 +47,7 @@ def test_parts_of_a_batch_on_two_ranks_come_to_the_same_as_the_batch():
         ranks[0].update(scores[:3], weights[:3], 10)
         ranks[1].update(scores[3:], weights[3:], 10)
     together = MimicSummary()
-    for name in ("scores", "samples", "kept", "weights", "squares"):
-        setattr(together, name, sum(getattr(rank, name) for rank in ranks))
+    together.sums = sum(rank.sums for rank in ranks)
     together.update(torch.zeros(0), torch.zeros(0), 10)
     assert numbers(together) == pytest.approx(numbers(whole))
 

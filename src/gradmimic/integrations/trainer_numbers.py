@@ -1,22 +1,12 @@
-"""What a Trainer's own log says of the weights: mean score, kept share, effective batch size.
+"""What a Trainer's own log says of the weights since its last entry; see ``weighed``.
 
-    score                 (1/n) Σ m_i                over the samples since the last entry
-    kept                  (1/n) Σ [w_i b ≥ 1]        1 where all weights are equal
-    effective_batch_size  Σ w_i / Σ w_i²             b where all weights are equal, least 1
-
-Σ w_i is 1 a batch, so the last one is the harmonic mean over batches of 1/Σ_i w_i². Sums of ranks
-add up; they are brought together when an entry is due, and no sooner.
-
-Needs the extra ``trainer``.
+Sums of ranks are brought together when an entry is due, and no sooner. Needs the extra ``trainer``.
 """
 
-import torch
 from torch import Tensor
 
-from gradmimic.curate.votes import ROUNDING
 from gradmimic.extras import import_extra
-
-_PREFIX = "mimic/"
+from gradmimic.integrations.weighed import named, sums
 
 
 class Numbers:
@@ -30,7 +20,7 @@ class Numbers:
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None  # [5]: m, w b ≥ 1, w, w², samples
+        self._sums: Tensor | None = None  # [5]
         self._seen: Tensor | None = None
 
     def see(self, scores: Tensor | None, weights: Tensor | None, batch_size: int | None) -> None:
@@ -44,27 +34,19 @@ class Numbers:
         if scores is None or weights is None or batch_size is None or scores is self._seen:
             return
         self._seen = scores
-        m, w = scores.float(), weights.float()
-        kept = (w * batch_size >= 1 - ROUNDING).float()
-        rows = torch.stack([m, kept, w, w.square(), torch.ones_like(w)])  # [5, b]
-        sums = rows.sum(1)
-        self._sums = sums if self._sums is None else self._sums + sums
+        own = sums(scores, weights, batch_size)
+        self._sums = own if self._sums is None else self._sums + own
 
     def read(self) -> dict[str, float]:
         """Return the numbers by name, and begin anew; every rank must call it where one does.
 
         Returns:
-            Score in loss per unit of weight distance, higher is better; kept in [0, 1]; effective
-            batch size in [1, b]. Empty where nothing was weighed since the last time.
+            As of :func:`gradmimic.integrations.weighed.named`; empty where nothing was weighed
+            since the last time.
         """
         if self._sums is None:
             return {}
         accelerate = import_extra("accelerate", "trainer")
-        sums = accelerate.utils.reduce(self._sums, reduction="sum")
+        total = accelerate.utils.reduce(self._sums, reduction="sum").double().cpu()
         self._sums = None
-        score, kept, total, squares, count = sums.tolist()
-        return {
-            f"{_PREFIX}score": score / count,
-            f"{_PREFIX}kept": kept / count,
-            f"{_PREFIX}effective_batch_size": total / squares,
-        }
+        return {name: value.item() for name, value in named(total).items()}
