@@ -13,6 +13,7 @@ class Numbers:
     """The sums since the last entry of the log, kept on the scores' device.
 
     Example:
+        >>> import torch
         >>> numbers = Numbers()
         >>> numbers.see(torch.tensor([0.5, -0.5]), torch.tensor([0.75, 0.25]), 2)
         >>> numbers.read()
