@@ -1,0 +1,80 @@
+"""What several scorers say of each sample on average, read from one log.
+
+    x̄_ij = (1/|T_i|) Σ_{t ∈ T_i} x_ijt        i: sample or canary, j: scorer, T_i: the visits of i
+
+as stage 2 takes it: visits after the model has overtaken its reference are left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gradmimic.curate.backends import connect
+from gradmimic.curate.stack import Stack
+from gradmimic.curate.stacked import stacked
+from gradmimic.curate.visits import Visits
+
+Floats = npt.NDArray[np.float64]
+STACKED = "stacked"  # the name of the combination, beside those of scorers
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """Mean scores of samples and of canaries, higher is better.
+
+    Attributes:
+        names: of k scorers.
+        scores: ``[n, k]``, row i is the sample with id i.
+        canaries: ``[c, k]``.
+        stack: how canaries combine the scorers.
+    """
+
+    names: tuple[str, ...]
+    scores: Floats
+    canaries: Floats
+    stack: Stack
+
+    def of(self, name: str) -> Floats:
+        """Return ``[n]``, the mean scores by one scorer, or by their combination."""
+        if name == STACKED:
+            return self.stack(self.scores)
+        return self.scores[:, self.names.index(name)]
+
+    @property
+    def told(self) -> dict[str, float]:
+        """By scorer, and for the combination, how well it tells samples from canaries: AUROC."""
+        return {**self.stack.auroc, STACKED: self.stack.combined}
+
+    @property
+    def chosen(self) -> str:
+        """The scorer, or the combination, that canaries prefer.
+
+        That of the highest AUROC, among those that no other one's noise rate contradicts.
+        """
+        believed = {name: own for name, own in self.told.items() if name not in self.stack.left_out}
+        return max(believed, key=lambda name: believed[name])
+
+
+def mean_scores(log: Path, names: Sequence[str]) -> Means:
+    """Average the visits of a log with canaries.
+
+    Args:
+        log: its folder; ids are the numbers 0 … n − 1.
+        names: of the scorers, two or more.
+
+    Raises:
+        LogError: the log is empty or damaged, or lacks a scorer.
+    """
+    with connect(None, None, None) as engine:
+        visits = Visits(engine, log, names, relative=False, edge=None)
+        samples, canaries, stack = stacked(visits)
+        columns = [f"mean_{j}" for j in range(len(names))]
+        own = engine.fetch(samples.order_by("key").select(columns))
+        drawn = engine.fetch(canaries.order_by(["key", "canary"]).select(columns))
+    scores, bad = (
+        np.column_stack([table[name].to_numpy() for name in columns]) for table in (own, drawn)
+    )
+    return Means(tuple(names), scores, bad, stack)

@@ -1,0 +1,90 @@
+"""Detection figures are those that one would take by hand from the log."""
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from gradmimic import select
+from gradmimic.log import ScoreLog
+from gradmimic.reproduce.detection import AGGREGATES, RULES, gaps, judged
+from gradmimic.reproduce.means import mean_scores
+
+NAMES = ["mimic", "loss", "chance"]
+N, BAD, SERVING = 600, 150, 120
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Two visits by three scorers: one that knows much, one that knows less, one that guesses."""
+    folder = tmp_path_factory.mktemp("log")
+    chance = np.random.default_rng(0)
+    with ScoreLog(folder) as log:
+        for epoch in range(2):
+            for name, knows in zip(NAMES, (2.0, 1.0, 0.0), strict=True):
+                for kind, ids in ((None, range(N)), ("uniform/10", range(N - SERVING, N))):
+                    bad = np.array([kind is not None or i < BAD for i in ids])
+                    scores = chance.normal(size=len(ids)) + np.where(bad, -knows, knows)
+                    # rows of one call share a batch: weights above 1/b where scores are positive
+                    weights = np.where(scores > 0, 2.0, 0.5) / len(ids) * (kind is None)
+                    log.append(
+                        list(ids), scores, weights, -scores, epoch=epoch, step=epoch, scorer=name,
+                        canary=None if kind is None else [kind] * len(ids),
+                    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(log):
+    return judged(log, NAMES, wrong())
+
+
+def wrong():
+    return np.arange(N) < BAD
+
+
+def by_hand(log, name, canary=None):
+    rows = ScoreLog.read(log).scan()
+    of_kind = pc.is_null(rows["canary"]) if canary is None else pc.equal(rows["canary"], canary)
+    rows = rows.filter(pc.and_(of_kind, pc.equal(rows["scorer"], name)))
+    means = rows.group_by("sample_id").aggregate([("score", "mean")]).sort_by("sample_id")
+    return means["score_mean"].to_numpy()
+
+
+def test_means_are_those_of_the_log(log):
+    means = mean_scores(log, NAMES)
+    for name in NAMES:
+        assert means.of(name) == pytest.approx(by_hand(log, name), abs=1e-6)
+    drawn = np.column_stack([by_hand(log, name, "uniform/10") for name in NAMES])
+    assert means.canaries == pytest.approx(drawn, abs=1e-6)
+    assert means.of("stacked") == pytest.approx(means.stack(means.scores))
+    assert means.told == {**means.stack.auroc, "stacked": means.stack.combined}
+    assert means.chosen == max(means.told, key=means.told.get)
+    assert means.chosen != "chance"
+
+
+def test_every_figure_agrees_with_scikit_learn_and_with_select(log, found):
+    assert found["noise"] == BAD / N
+    means = mean_scores(log, NAMES)
+    for name in (*NAMES, "stacked"):
+        own, scores = found["scorers"][name], means.of(name)
+        assert own["auroc"] == pytest.approx(roc_auc_score(~wrong(), scores))
+        assert own["average_precision"] == pytest.approx(average_precision_score(wrong(), -scores))
+        assert own["canary_auroc"] == means.told[name]
+    removed = ~select(log, "mixture", scorer="loss").mask()
+    both = (removed & wrong()).sum()
+    f1 = 2 * both / (removed.sum() + wrong().sum())
+    assert found["scorers"]["loss"]["f1"]["mixture"] == pytest.approx(f1)
+    assert set(found["votes"]) == set(RULES)
+    assert all(set(own) == set(AGGREGATES) for own in found["votes"].values())
+    assert found["votes"]["mixture"]["mean"] == found["scorers"]["mimic"]["f1"]["mixture"]
+    assert found["scorers"]["mimic"]["auroc"] > found["scorers"]["loss"]["auroc"] > 0.8
+    assert found["scorers"]["chance"]["auroc"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_gaps_are_to_the_best_in_hindsight(found):
+    areas = {name: own["auroc"] for name, own in found["scorers"].items()}
+    gap = gaps(found)
+    assert gap["chosen"] == pytest.approx(max(areas.values()) - areas[found["chosen"]])
+    assert gap["stacked"] == pytest.approx(max(areas.values()) - areas["stacked"])
+    assert min(gap.values()) >= 0
