@@ -46,6 +46,14 @@ def select(
             show_default=False,
         ),
     ] = None,
+    review: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a person decided in the report, as it exported that; it wins.",
+            rich_help_panel=INPUT,
+            show_default=False,
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +138,7 @@ def select(
         drop_bottom=_shares("--drop-bottom", drop_bottom or []),
         metadata=metadata,
         metadata_id=metadata_id,
+        review=review,
         out=out,
         backend=backend,
         memory_limit=memory_limit,

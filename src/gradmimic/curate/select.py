@@ -10,15 +10,22 @@ and keep_i = [p_clean_i ≥ ½], or for the rule ``calibrated`` what it decides;
 that no condition and no ranking speaks against. T_i are the visits of
 sample i: where it was not visited it abstains. x is the score, or for the rule ``one_over_b`` the
 relative weight w·b. A tie among the votes keeps the sample, since removing takes evidence against
-it.
+it. What a person decided in the report wins over all of that.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from gradmimic.curate.decide import Aggregate, Log, Rule, decide
+from gradmimic.curate.export import write_parquet
+from gradmimic.curate.review import Review, as_review, check_log, reviewed, reviewed_batches
+from gradmimic.curate.rows import schema
 from gradmimic.curate.selection import Selection
+from gradmimic.log_reader import LogReader
 
 
 def select(
@@ -33,6 +40,7 @@ def select(
     drop_bottom: Mapping[str, float] | None = None,
     metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     metadata_id: str = "uid",
+    review: Review | Mapping[Any, Any] | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     backend: Any = None,
     memory_limit: str | None = None,
@@ -69,6 +77,8 @@ def select(
         drop_bottom: remove the share with the lowest values, e.g. ``{"mimic": 0.15}``.
         metadata: Parquet files with more about each sample: paths, folders, patterns, or URLs.
         metadata_id: their column of sample ids.
+        review: what a person decided, which wins: the file that the report exported, or a mapping
+            from id to ``"keep"`` or ``"remove"``; see ``gradmimic.curate.review``.
         out: a Parquet file to write the selection to, which need not fit in memory. It appears
             whole or not at all.
         backend: None for DuckDB in this process; a Spark master's URL or a ``SparkSession``.
@@ -88,8 +98,8 @@ def select(
             other, or a condition cannot be read.
         LogError: the log is empty or damaged, has no such scorer, holds a visit twice, or a number
             that is not finite.
-        DataError: there are no such metadata, ``out`` cannot be written, or memory and temporary
-            folder do not suffice.
+        DataError: there are no such metadata, ``out`` cannot be written, memory and temporary
+            folder do not suffice, or the review cannot be read or is of another log.
         MissingExtraError: ``backend`` names Spark, and PySpark is not installed.
 
     Source:
@@ -113,15 +123,34 @@ def select(
         from gradmimic.curate.filters import filters_of  # here, since it loads the query engine
 
         filters = filters_of(metadata, metadata_id, where, top, drop_bottom)
-    return decide(
-        log,
-        rule,
-        aggregate=aggregate,
-        scorer=scorer,
-        voters=voters,
-        filters=filters,
-        out=out,
-        backend=backend,
-        memory_limit=memory_limit,
-        temp_folder=temp_folder,
-    )[0]
+    decided = None if review is None else as_review(review)
+    if decided is not None and not isinstance(log, pa.Table):
+        check_log(decided, log if isinstance(log, LogReader) else LogReader(log))
+    target = None if out is None else Path(out)
+    # The review is put over the selection while it is copied: neither need fit in memory.
+    first = target
+    if target is not None and decided is not None:
+        first = target.with_name(f".{target.name}.unreviewed")
+    try:
+        selection = decide(
+            log,
+            rule,
+            aggregate=aggregate,
+            scorer=scorer,
+            voters=voters,
+            filters=filters,
+            out=first,
+            backend=backend,
+            memory_limit=memory_limit,
+            temp_folder=temp_folder,
+        )[0]
+        if decided is None:
+            return selection
+        if target is None:
+            return reviewed(selection, decided)
+        batches = reviewed_batches(selection, decided)
+        write_parquet(target, batches, schema(selection.id_type))
+        return Selection.from_parquet(target, selection.notes)
+    finally:
+        if first is not None and first != target:
+            first.unlink(missing_ok=True)
