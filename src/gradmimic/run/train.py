@@ -1,4 +1,4 @@
-"""One training: AdamW on shuffled batches, plain or re-weighted by an open ``GradMimic``."""
+"""One training: AdamW on shuffled batches, plain or re-weighted by mimic's or others' scores."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from gradmimic.canaries import Canaries
 from gradmimic.measure import check_losses
 from gradmimic.reweight import GradMimic
+from gradmimic.scorers import BatchScorer
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ class Rows:
 
 @dataclass
 class Curve:
-    """What one training came to, a value for each epoch."""
+    """What one training came to, a value for each epoch, and one for each step."""
 
     loss: list[float] = field(default_factory=list)  # mean of the unweighted training losses
     accuracy: list[float] = field(default_factory=list)  # on the test set, where there is one
+    step_loss: list[float] = field(default_factory=list)  # of each step's batch, unweighted
+
+    def by_epoch(self) -> dict[str, list[float]]:
+        """Return what there is for each epoch, as plain data."""
+        return {"loss": self.loss, "accuracy": self.accuracy}
 
 
 def batches(n: int, size: int, epochs: int, seed: int) -> Iterator[tuple[int, Tensor]]:
@@ -61,6 +67,7 @@ def train(
     seed: int,
     test: Rows | None = None,
     mimic: GradMimic | None = None,
+    scores: BatchScorer | None = None,
     canaries: Canaries | None = None,
     ids: list[int] | list[str] | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -77,8 +84,9 @@ def train(
         seed: fixes the order of the batches.
         test: measured after every epoch.
         mimic: re-weights every batch, where given.
-        canaries: drawn from every batch for the mimic to score.
-        ids: ``[n]`` sample ids for the mimic's log.
+        scores: likewise; beside a mimic they are logged alone.
+        canaries: drawn from every batch to be scored too.
+        ids: ``[n]`` sample ids for the log.
         on_step: called after every step.
 
     Returns:
@@ -103,18 +111,22 @@ def train(
         model.train()
         x, y = data.inputs[rows], data.labels[rows]
         batch_ids = rows if ids is None else [ids[row] for row in rows.tolist()]
-        with mimic or nullcontext():
+        with mimic or nullcontext(), scores or nullcontext():
             z = model(x)  # [b, K]
             losses = F.cross_entropy(z, y, reduction="none")  # [b]
-            drawn = canaries.labels(z, y, batch_ids) if mimic and canaries else None
-        if mimic is None:
-            loss = check_losses(losses).mean()
-        else:
+            drawn = canaries.labels(z, y, batch_ids) if (mimic or scores) and canaries else None
+        if scores is not None:
+            loss = scores.weigh(z, y, batch_ids, epoch=epoch, canaries=drawn)
+        if mimic is not None:
             loss = mimic.weigh(losses, batch_ids, epoch=epoch, canaries=drawn)
+        elif scores is None:
+            loss = check_losses(losses).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total, seen = total + float(losses.detach().sum()), seen + len(rows)
+        own = float(losses.detach().sum())
+        total, seen = total + own, seen + len(rows)
+        curve.step_loss.append(own / len(rows))
         on_step()
     end_epoch()
     return curve
