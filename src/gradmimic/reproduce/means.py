@@ -29,12 +29,14 @@ class Means:
         names: of k scorers.
         scores: ``[n, k]``, row i is the sample with id i.
         canaries: ``[c, k]``.
+        kinds: ``[c]``, of the canaries, as the log names them, e.g. ``"uniform/10"``.
         stack: how canaries combine the scorers.
     """
 
     names: tuple[str, ...]
     scores: Floats
     canaries: Floats
+    kinds: npt.NDArray[np.str_]
     stack: Stack
 
     def of(self, name: str) -> Floats:
@@ -73,8 +75,9 @@ def mean_scores(log: Path, names: Sequence[str]) -> Means:
         samples, canaries, stack = stacked(visits)
         columns = [f"mean_{j}" for j in range(len(names))]
         own = engine.fetch(samples.order_by("key").select(columns))
-        drawn = engine.fetch(canaries.order_by(["key", "canary"]).select(columns))
+        drawn = engine.fetch(canaries.order_by(["key", "canary"]).select("canary", *columns))
     scores, bad = (
         np.column_stack([table[name].to_numpy() for name in columns]) for table in (own, drawn)
     )
-    return Means(tuple(names), scores, bad, stack)
+    kinds = np.array(drawn["canary"].to_pylist(), dtype=np.str_)
+    return Means(tuple(names), scores, bad, kinds, stack)
