@@ -1,0 +1,446 @@
+"""Many scores from one pass of a training: what is shared, what is logged, what is refused."""
+
+import copy
+import math
+
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradmimic import Canaries, GradMimic, Outputs, ScoreLog, select
+from gradmimic.errors import (
+    DataError,
+    DirectionError,
+    LogError,
+    LossError,
+    ParameterError,
+    UsageError,
+)
+from gradmimic.scorers import SCORERS, BatchScorer, HeadPass, Loss, Margin, Rho, Scorer
+
+N, D, K = 60, 5, 4
+ALL = list(SCORERS)
+
+
+class Calls(nn.Module):
+    """A classifier that counts its passes, and registers its head first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, K)
+        self.trunk = nn.Sequential(nn.Linear(D, 6), nn.ReLU(), nn.Dropout(0.1))
+        self.passes = []
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        return self.head(self.trunk(x))
+
+
+@pytest.fixture
+def data():
+    x, y = torch.randn(N, D), torch.randint(K, (N,))
+    return x, y
+
+
+def everything(model, data, **more):
+    """All that scorers may ask for."""
+    x, y = data
+    torch.manual_seed(7)
+    said = Outputs(range(N), torch.randn(N, K))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return {
+        "reference": copy.deepcopy(model).requires_grad_(False).apply(moved),
+        "outputs": said, "trusted": (x[:3], y[:3]), "optimizer": optimizer, **more,
+    }  # fmt: skip
+
+
+def moved(module):
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight)
+
+
+def steps(model, data, take, optimizer=None, size=8, epochs=2):
+    """Train on batches by ``take(x, y, ids, epoch) -> loss``."""
+    x, y = data
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(1)
+    for epoch in range(epochs):
+        for rows in torch.randperm(N).split(size):
+            loss = take(x[rows], y[rows], rows, epoch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def scored(scores, model, canaries=None):
+    def take(x, y, ids, epoch):
+        with scores:
+            z = model(x)
+        return scores.weigh(z, y, ids, epoch=epoch, canaries=canaries)
+
+    return take
+
+
+def test_without_weights_training_is_the_plain_one_to_the_bit(data):
+    model = Calls()
+    given, twin = everything(model, data), copy.deepcopy(model)
+    given["optimizer"] = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scores = BatchScorer(model, [name for name in ALL if name != "influence"], **given)
+    found = steps(model, data, scored(scores, model, Canaries(0.5)), given["optimizer"])
+    plain = steps(twin, data, lambda x, y, *_: F.cross_entropy(twin(x), y))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert torch.equal(scores.weights, torch.full((4,), 0.25))
+
+
+def test_mimic_is_what_grad_mimic_gives(data):
+    model = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, K)).double()
+    data = data[0].double(), data[1]
+    better, twin = copy.deepcopy(model).apply(moved), copy.deepcopy(model)
+    found, expected = [], []
+    scores = BatchScorer(model, ["mimic"], weigh_by="mimic", reference=better, temperature=0.3)
+    mimic = GradMimic(twin, better, temperature=0.3)
+
+    def by_mimic(x, y, ids, epoch):
+        with mimic:
+            values = F.cross_entropy(twin(x), y, reduction="none")
+        loss = mimic.weigh(values)
+        expected.append(mimic.scores)
+        return loss
+
+    def by_scores(x, y, ids, epoch):
+        loss = scored(scores, model)(x, y, ids, epoch)
+        found.append(scores.scores["mimic"])
+        return loss
+
+    weights = steps(model, data, by_scores), steps(twin, data, by_mimic)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=1e-9, atol=1e-12)
+    for own, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_all_of_them_cost_one_pass_and_trusted_samples_a_small_one(data):
+    model = Calls()
+    (x, y), given = data, everything(model, data)
+    for names, passes in ((ALL, [8, 3]), ([n for n in ALL if n != "influence"], [8])):
+        scores = BatchScorer(model, names, weigh_by="agra", **given)
+        model.passes.clear()
+        for _ in range(2):
+            with scores:
+                z = model(x[:8])
+            scores.weigh(z, y[:8], range(8))
+        assert model.passes == passes * 2
+        assert model.training
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_canaries_are_scored_like_samples_and_move_nothing(data, tmp_path):
+    model = Calls().eval()
+    (x, y), given = data, everything(model, data)
+    with ScoreLog(tmp_path) as log:
+        for canaries in (None, Canaries(0.4)):
+            own = log if canaries else None
+            scores = BatchScorer(model, ALL, weigh_by="grad_match", log=own, **given)
+            with scores:
+                z = model(x)
+            loss = scores.weigh(z, y, range(N), epoch=0, canaries=canaries)
+            if canaries is None:
+                without = loss, scores.scores, scores.weights
+        drawn = canaries.labels(z, y, range(N))
+        assert 10 < len(drawn.ids) < N
+        torch.testing.assert_close(loss, without[0])
+        torch.testing.assert_close(scores.scores, without[1])
+        torch.testing.assert_close(scores.weights, without[2])
+        log.flush()
+        rows = log.scan().to_pandas()
+    assert set(rows.scorer) == set(ALL)
+    weights = rows[rows.canary.notna()].weight
+    assert (weights == 0).all()
+    # a canary's margin is that of its sample's logits under the other label
+    margins = rows[(rows.scorer == "margin") & rows.canary.notna()]
+    seen = HeadPass.of(z.detach(), z[drawn.rows], drawn.labels, torch.eye(K), None)
+    assert margins.score.tolist() == pytest.approx(Margin()(seen).tolist(), abs=1e-6)
+    assert margins.sample_id.tolist() == drawn.ids
+    assert margins.loss.tolist() == pytest.approx(drawn.losses.tolist(), abs=1e-5)
+
+
+def test_logged_scores_are_combined_by_the_selection(data, tmp_path):
+    model = Calls()
+    given = everything(model, data)
+    with ScoreLog(tmp_path) as log:
+        scores = BatchScorer(model, ["loss", "mimic", "margin"], weigh_by="mimic", log=log, **given)
+        steps(model, data, scored(scores, model, Canaries(0.5)), given["optimizer"])
+        selection = select(log, scorer=["loss", "mimic", "margin"], aggregate="stacked")
+        assert len(selection) == N
+        assert len(log.run["direction_norm"]) == 16
+        own = log.scan(["epoch"], (pc.field("scorer") == "margin") & pc.field("canary").is_null())
+    assert own.num_rows == 2 * N  # the mean of a sample's two margins is its AUM
+
+
+def test_trained_canaries_take_part(data):
+    model = Calls().eval()
+    x, y = data
+    scores = BatchScorer(model, ["loss"], weigh_by=Loss(keep=1.0))
+    canaries = Canaries(0.4, trained=True)
+    with scores:
+        z = model(x)
+    loss = scores.weigh(z, y, range(N), canaries=canaries)
+    drawn = canaries.labels(z, y, range(N))
+    both = torch.cat([F.cross_entropy(z, y, reduction="none"), drawn.losses])
+    torch.testing.assert_close(loss, both.mean())
+    assert len(scores.weights) == N
+
+
+def test_samples_that_the_outputs_do_not_know_train_with_an_equal_share(data, tmp_path):
+    model, (x, y) = Calls().eval(), data
+    said = Outputs(range(4, N), torch.randn(N - 4, K))
+    with ScoreLog(tmp_path) as log:
+        scores = BatchScorer(model, ["margin"], weigh_by=Rho(0.5), outputs=said, log=log)
+        with scores:
+            z = model(x[:8])
+        scores.weigh(z, y[:8], range(8), canaries=Canaries(1.0))
+        log.flush()
+        rows = log.scan().to_pandas()
+    expected = F.cross_entropy(z, y[:8], reduction="none")[4:] - F.cross_entropy(
+        said.of(range(4, 8))[0], y[4:8], reduction="none"
+    )
+    best = torch.zeros(4).scatter(0, expected.topk(2).indices, 0.25)
+    torch.testing.assert_close(scores.weights, torch.cat([torch.full((4,), 1 / 8), best]))
+    assert set(rows[rows.scorer == "rho"].sample_id) == {4, 5, 6, 7}
+    assert set(rows[rows.scorer == "margin"].sample_id) == set(range(8))
+
+
+def test_adam_moments_are_the_optimizers(data):
+    model, better = nn.Linear(D, K).double(), nn.Linear(D, K).double()
+    x, y = data[0].double(), data[1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.8, 0.95), eps=1e-5)
+    scores = BatchScorer(
+        model, ["mimic", "mimic_adam"], weigh_by="mimic_adam", reference=better, optimizer=optimizer
+    )
+    second = [torch.zeros_like(p) for p in model.parameters()]
+    for t in range(4):
+        scale = [1 / ((s / (1 - 0.95 ** max(t, 1))).sqrt() + 1e-5) for s in second]
+        with scores:
+            z = model(x)
+        loss = scores.weigh(z, y)
+        if t == 0:
+            torch.testing.assert_close(scores.scores["mimic_adam"], scores.scores["mimic"])
+        else:
+            v = [q - p for p, q in zip(model.parameters(), better.parameters(), strict=True)]
+            u = torch.cat([(a * b).flatten() for a, b in zip(v, scale, strict=True)]).detach()
+            for i in range(5):
+                one = F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+                g = torch.cat(
+                    [p.flatten() for p in torch.autograd.grad(one, [*model.parameters()])]
+                )
+                assert float(scores.scores["mimic_adam"][i]) == pytest.approx(
+                    float(-g @ u / u.norm())
+                )
+        optimizer.zero_grad()
+        loss.backward()
+        second = [
+            0.95 * s + 0.05 * p.grad**2 for s, p in zip(second, model.parameters(), strict=True)
+        ]
+        optimizer.step()
+
+
+@pytest.mark.parametrize("engine", ["auto", "ghost", "oracle"])
+def test_others_are_logged_beside_grad_mimic(data, engine):
+    model = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, K))
+    (x, y), better = data, copy.deepcopy(model).apply(moved)
+    alone = BatchScorer(model, ["margin", "grand", "mimic"], reference=better)
+    beside = BatchScorer(model, ["margin", "grand", "mimic"], reference=better)
+    mimic = GradMimic(model, better, engine=engine)
+    for _ in range(2):
+        with alone:
+            z = model(x)
+        alone.weigh(z, y)
+        with mimic, beside:
+            z = model(x)
+            losses = F.cross_entropy(z, y, reduction="none")
+        beside.weigh(z, y)
+        mimic.weigh(losses).backward()
+        torch.testing.assert_close(beside.scores, alone.scores)
+        torch.testing.assert_close(mimic.scores, alone.scores["mimic"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_scorer_of_ones_own_scores_and_weighs(data):
+    class Entropy(Scorer):
+        name = "entropy"
+
+        def __call__(self, seen):
+            p = seen.logits.softmax(1)
+            return (p * p.log()).sum(1)
+
+        def weights(self, scores, seen, softmax):
+            return softmax(scores)
+
+    model, (x, y) = nn.Linear(D, K), data
+    scores = BatchScorer(model, [Loss()], weigh_by=Entropy(), temperature=lambda step: 2.0)
+    with scores:
+        z = model(x)
+    loss = scores.weigh(z, y)
+    p = z.softmax(1)
+    w = ((p * p.log()).sum(1) / 2).softmax(0)
+    torch.testing.assert_close(loss, (w * F.cross_entropy(z, y, reduction="none")).sum())
+
+
+def test_half_precision_is_scored_in_single(data):
+    model, (x, y) = nn.Linear(D, K), data
+    scores = BatchScorer(model, ["margin", "grand"], weigh_by="agra")
+    with torch.autocast("cpu", dtype=torch.bfloat16), scores:
+        z = model(x)
+    loss = scores.weigh(z, y)
+    assert z.dtype == torch.bfloat16
+    assert loss.dtype == scores.scores["grand"].dtype == torch.float32
+    loss.backward()
+    assert model.weight.grad.isfinite().all()
+
+
+MODEL = nn.Linear(D, K)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchScorer(MODEL, ["gradn"]), "There is no scorer 'gradn'; expected loss, ref"),
+        (lambda: BatchScorer(MODEL, "loss"), "Expected a list of scorers, got the text 'loss'"),
+        (lambda: BatchScorer(MODEL, ["loss", Loss()]), "'loss' comes twice"),
+        (lambda: BatchScorer(MODEL, [], weigh_by="margin"), "weigh_by='margin' makes no weights"),
+        (lambda: BatchScorer(MODEL, [], weigh_by="loss"), r"weigh_by=Loss\(keep=0.6\)"),
+        (lambda: BatchScorer(MODEL, ["rho"]), "'rho' needs outputs=, what a reference says"),
+        (lambda: BatchScorer(MODEL, ["mimic"]), "'mimic' needs reference=, a better model's weig"),
+        (lambda: BatchScorer(MODEL, ["influence"]), r"'influence' needs trusted=, \(inputs, label"),
+        (
+            lambda: BatchScorer(MODEL, ["mimic_adam"], reference=MODEL),
+            "'mimic_adam' needs optimizer=, the Adam or AdamW",
+        ),
+        (lambda: BatchScorer(nn.Flatten(), ["loss"]), "has no parameters"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(make, message):
+    with pytest.raises(ParameterError, match=message):
+        make()
+
+
+def one(scores, model, x, y, ids=None, **more):
+    with scores:
+        z = model(x)
+    return scores.weigh(z, y, ids, **more)
+
+
+def test_a_head_that_is_not_linear_is_refused(data):
+    model = nn.Sequential(nn.Linear(D, 6), nn.Unflatten(1, (6, 1)), nn.Conv1d(6, K, 1))
+    with pytest.raises(ParameterError, match="is '2', a Conv1d; these scorers need an nn.Linear"):
+        one(BatchScorer(model, ["loss"]), model, *data)
+
+
+def test_features_per_token_are_refused(data):
+    model = nn.Linear(D, K)
+    with pytest.raises(ParameterError, match=r"takes inputs \[2, 30, 5\]; these scorers need one"):
+        one(BatchScorer(model, ["loss"]), model, data[0].view(2, 30, D), data[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 4, 1]), "expected labels from 0 to 3, got 0 to 4"),
+        (torch.tensor([0, -1, 1]), "expected labels from 0 to 3, got -1 to 1"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"labels \[b\] int64, got \[3, 4\] and \[3\] float32"),
+        (torch.tensor([0, 1]), r"got \[3, 4\] and \[2\] int64"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(data, labels, message):
+    model = nn.Linear(D, K)
+    with pytest.raises(DataError, match=message):
+        one(BatchScorer(model, ["loss"]), model, data[0][:3], labels)
+
+
+def test_losses_and_scores_that_are_not_numbers_are_refused(data):
+    model, (x, y) = nn.Linear(D, K), data
+    x = x.clone()
+    x[3] = math.nan
+    with pytest.raises(LossError, match="the first is nan at position 3"):
+        one(BatchScorer(model, ["loss"], weigh_by="grad_match"), model, x, y)
+
+    class Broken(Scorer):
+        name = "broken"
+
+        def __call__(self, seen):
+            return seen.losses / 0
+
+    with pytest.raises(LossError, match="scores of 'broken' are NaN or infinite"):
+        one(BatchScorer(model, [Broken()]), model, *data)
+    with pytest.raises(LossError, match=r"shape \[b\], got shape \[\]"):
+        one(BatchScorer(model, ["loss"], loss=F.cross_entropy), model, *data)
+
+
+def test_calls_in_another_order_are_refused(data):
+    model, (x, y) = nn.Linear(D, K), data
+    scores = BatchScorer(model, ["loss"])
+    with pytest.raises(UsageError, match="no forward pass to score. Expected `with scores:`"):
+        scores.weigh(model(x), y)
+    with scores:
+        first = model(x)
+    with scores:
+        model(x + 1)
+    with pytest.raises(UsageError, match=r"logits \[60, 4\] are not what the last layer gave"):
+        scores.weigh(first, y)
+    with scores:
+        z = model(x)
+    with pytest.raises(UsageError, match="nothing after the last layer"):
+        scores.weigh(z.log_softmax(1), y)
+    with pytest.raises(UsageError, match="no forward pass"):  # one weigh for each block
+        scores.weigh(z, y)
+
+
+def test_a_failed_pass_leaves_no_hooks_and_nothing_to_weigh(data):
+    model, (x, y) = Calls(), data
+    scores = BatchScorer(model, ["loss"])
+    with pytest.raises(RuntimeError), scores:
+        model(x[:, :2])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    one(scores, model, x, y)
+
+
+def test_ids_are_needed_for_a_log_and_for_outputs(data, tmp_path):
+    model, (x, y) = nn.Linear(D, K), data
+    with ScoreLog(tmp_path) as log, pytest.raises(UsageError, match="needs each sample's id"):
+        one(BatchScorer(model, ["loss"], log=log), model, x, y)
+    said = Outputs(range(N), torch.randn(N, K))
+    with pytest.raises(UsageError, match="looked up by sample id: weigh"):
+        one(BatchScorer(model, ["rho"], outputs=said), model, x, y)
+    with (
+        ScoreLog(tmp_path / "b") as log,
+        pytest.raises(LogError, match="more than once in one batch"),
+    ):
+        one(BatchScorer(model, ["loss"], log=log), model, x, y, [0] * N)
+
+
+def test_context_that_does_not_fit_is_refused(data):
+    model, (x, y) = nn.Linear(D, K), data
+    ids = range(N)
+    with pytest.raises(DataError, match="Expected outputs of 4 logits .* got 3 logits of memory"):
+        one(BatchScorer(model, ["rho"], outputs=Outputs(ids, torch.zeros(N, 3))), model, x, y, ids)
+    with pytest.raises(DataError, match="expected trusted labels from 0 to 3, got 9 to 9"):
+        trusted = (x[:1], torch.tensor([9]))
+        one(BatchScorer(model, ["influence"], trusted=trusted), model, x, y)
+    with pytest.raises(DirectionError, match="The direction is zero"):
+        one(BatchScorer(model, ["mimic"], reference=model), model, x, y)
+    better = nn.Linear(D, K)
+    for optimizer, what in (
+        (torch.optim.SGD(model.parameters(), 0.1), "is a SGD that keeps no second moments"),
+        (torch.optim.Adam(better.parameters()), "is a Adam that does not train the last layer"),
+    ):
+        scores = BatchScorer(model, ["mimic_adam"], reference=better, optimizer=optimizer)
+        with pytest.raises(ParameterError, match=what):
+            one(scores, model, x, y)
+
+
+def test_canaries_of_pairs_are_refused(data):
+    model, (x, y) = nn.Linear(D, K), data
+    pairs = Canaries(1.0).pairs(torch.randn(N, N), range(N))
+    with pytest.raises(UsageError, match="Expected canaries with other labels"):
+        one(BatchScorer(model, ["loss"]), model, x, y, canaries=pairs)
