@@ -21,6 +21,7 @@ from gradmimic.canaries import Canaries, enough
 from gradmimic.errors import ConfigError, DataError
 from gradmimic.log import ScoreLog
 from gradmimic.reproduce.cells import Cell
+from gradmimic.reproduce.means import Means, mean_scores
 from gradmimic.reproduce.noise import corrupt, parse_noise
 from gradmimic.reproduce.problems import Problem, Tuning, open_problem
 from gradmimic.reproduce.sets import SETS, load_set
@@ -147,6 +148,7 @@ class Cases:
             )
             for name in settings.sets
         }
+        self._logged: tuple[list[Any], Means] | None = None
         self._said: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
 
     def cells(self, what: str, **more: Any) -> list[Cell]:
@@ -189,6 +191,17 @@ class Cases:
         )
         labels = self._labels(problem, cell, recipe)
         return Case(start(problem), labels, recipe, cell["temperature"])
+
+    def means(self, cell: Cell) -> Means:
+        """Return what all scorers say of a cell's samples, from a log that is made once.
+
+        Cells of the same labels, one after another, share it.
+        """
+        key = [cell[name] for name in ("set", "noise", "seed")]
+        if self._logged is None or self._logged[0] != key:
+            with self.open(cell).logged(LOGGED) as (log, _):
+                self._logged = key, mean_scores(log, NAMES)
+        return self._logged[1]
 
     def _labels(self, problem: Problem, cell: Cell, recipe: Recipe) -> Tensor:
         noise, clean = parse_noise(cell["noise"]), problem.train.labels
