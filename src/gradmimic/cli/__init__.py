@@ -8,6 +8,7 @@ from gradmimic.cli.bench import bench
 from gradmimic.cli.cache import cache
 from gradmimic.cli.check import check
 from gradmimic.cli.quality import quality
+from gradmimic.cli.reproduce import reproduce
 from gradmimic.cli.run import TaskHelp, run
 from gradmimic.cli.score import score
 from gradmimic.cli.select import select
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command(cls=TaskHelp)(run)
 for command in (check, score, select, quality, cache, bench):
     app.command()(command)
+app.add_typer(reproduce, name="reproduce")
 
 
 def _show_version(wanted: bool) -> None:

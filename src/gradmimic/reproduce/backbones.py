@@ -19,7 +19,6 @@ from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.reproduce.digest import digest
 
-VIT = "google/vit-base-patch16-224"  # ViT-B/16 of ImageNet, as published
 _AT_ONCE = 64  # pictures, where no gradient is wanted
 
 

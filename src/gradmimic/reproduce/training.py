@@ -25,7 +25,8 @@ from gradmimic.run.self_reference import Recipe
 from gradmimic.run.train import Curve, Rows, logits, train
 from gradmimic.scorers import SCORERS, BatchScorer
 
-PUBLISHED = ("plain", "grand", "agra", "grad_match", "rho", "influence", "mimic")
+PLAIN = "plain"
+PUBLISHED = (PLAIN, "grand", "agra", "grad_match", "rho", "influence", "mimic")
 OURS = {"mimic_auto": {"temperature": "auto"}}  # what else GradMimic is told
 METHODS = (*PUBLISHED, *OURS)
 FEW = 5  # clean samples of each class that influence may use
@@ -92,7 +93,7 @@ def fit(
         LossError: a loss is NaN or infinite.
     """
     mimics = method == "mimic" or method in OURS
-    if reference is None and (mimics or method == "rho"):
+    if reference is None and needs_reference(method):
         raise ConfigError(f"The method {method} needs a reference; expected a model, got None.")
     model = problem.start(recipe.seed)
     rows = Rows(problem.train.inputs, labels.to(problem.train.labels.device))
@@ -100,7 +101,7 @@ def fit(
     if mimics:
         options = {"temperature": temperature, **OURS.get(method, {}), **(told or {})}
         mimic = GradMimic(model, reference, log=log, **options)  # type: ignore[arg-type]
-    weigh_by = None if mimics or method == "plain" else method
+    weigh_by = None if mimics or method == PLAIN else method
     names = [*scorers, *([weigh_by] if weigh_by else [])]
     if names:
         needs = {need for name in names for need in SCORERS[name].needs}
@@ -111,6 +112,7 @@ def fit(
             reference=reference if "reference" in needs else None,
             outputs=outputs_of(reference, problem) if reference and "outputs" in needs else None,
             trusted=few_clean(problem.train, recipe.seed) if "trusted" in needs else None,
+            temperature="auto",  # influence's unit is a product of gradients: no τ suits all sets
             log=log,
         )
     curve = train(
@@ -124,6 +126,27 @@ def fit(
         on_step=on_step,
     )
     return Fitted(model, curve)
+
+
+def needs_reference(method: str) -> bool:
+    """Tell whether a method is told by the reference: by its weights, or by its losses.
+
+    Example:
+        >>> [method for method in METHODS if needs_reference(method)]
+        ['rho', 'mimic', 'mimic_auto']
+    """
+    own = SCORERS.get(method)
+    return method in OURS or (own is not None and {"reference", "outputs"} & {*own.needs} != set())
+
+
+def reads_temperature(method: str) -> bool:
+    """Tell whether τ has a part in what a method comes to.
+
+    Example:
+        >>> [method for method in METHODS if reads_temperature(method)]
+        ['mimic']
+    """
+    return method == "mimic"
 
 
 def steps(problem: Problem, recipe: Recipe) -> int:
