@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gradmimic.report.figures import BLUE, ORANGE
+from gradmimic.report.charts.chart import BLUE, ORANGE
 from gradmimic.report.frame import Frame
-from gradmimic.report.page import fill_template, short, shortened, write_html
+from gradmimic.report.numbers import short, shortened
+from gradmimic.report.page import fill_template, write_html
 
 LEVELS = 5  # of each colour
 _MOST_TOKENS = 256  # shown of a response
@@ -95,7 +96,7 @@ def render_tokens_report(data: TokensReport) -> str:
     limit = _limit(data)
     return fill_template(
         "tokens.html.jinja",
-        **data.shown(),
+        data,
         ends=[
             {"name": name, "remark": remark, "cards": [_card(card, limit) for card in cards]}
             for name, remark, cards in data.ends
@@ -105,7 +106,6 @@ def render_tokens_report(data: TokensReport) -> str:
         colours=_colours(),
         low=_signed(-limit),
         high=_signed(limit),
-        wide_cards=True,
     )
 
 

@@ -51,7 +51,7 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
         MissingExtraError: the report's libraries are not installed; raised before any training.
     """
     if config.report:  # better now than after the training
-        for library in ("jinja2", "matplotlib"):
+        for library in ("jinja2", "altair", "vl_convert"):
             import_extra(library, "report")
     earlier = _earlier(config)
     inputs = load_inputs(config)
@@ -72,7 +72,7 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
         files["report"] = out / "report.html"
     outcome = Outcome(values, readable(values), notes_on(values), files)
     if config.report:
-        write_page(config, inputs, trained, scores, selection, log.run["versions"], outcome)
+        write_page(config, inputs, trained, scores, selection, log, outcome)
     return outcome
 
 

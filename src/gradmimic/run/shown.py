@@ -1,11 +1,24 @@
 """What the pages of several tasks show alike."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from gradmimic.curate import Selection
+from gradmimic.curate.backends import connect
+from gradmimic.curate.visits import Visits
+from gradmimic.log_reader import LogReader
+from gradmimic.report.charts.chart import Chart
+from gradmimic.report.charts.curves import visit_chart
+from gradmimic.report.charts.histogram import score_chart
+from gradmimic.report.charts.threshold import thresholds
 from gradmimic.report.grids import Grid
+from gradmimic.report.numbers import Interval
 from gradmimic.run.outcome import Outcome
+from gradmimic.run.verdict import told_apart
+from gradmimic.verdict import plainest
 
 
 def census_grid(outcome: Outcome, title: str, remark: str) -> Grid:
@@ -23,3 +36,56 @@ def lowest_kept(selection: Selection, scores: npt.NDArray[np.floating]) -> float
     if keep.all() or not keep.any() or scores[~keep].max() > scores[keep].min():
         return None
     return float(scores[keep].min())
+
+
+def score_charts(
+    selection: Selection,
+    log: LogReader,
+    quality: Mapping[str, Any] | None,
+    *,
+    scores: npt.NDArray[np.floating],
+    bad: npt.NDArray[np.bool_] | None = None,
+    names: tuple[str, str] = ("right label", "wrong label"),
+    canaries_are: str,
+) -> list[Chart | None]:
+    """Draw how the mean scores lie to the canaries', and how far they can be trusted.
+
+    Args:
+        selection: what stage 2 decided.
+        log: every score.
+        quality: what the canaries say, as ``Quality.as_dict``; None where there are none.
+        scores: ``[n]``, the mean mimic score of each sample, in the selection's order.
+        bad: ``[n]``, which samples are known to be bad.
+        names: what samples are called that are known to be good, and bad.
+        canaries_are: what canaries are.
+    """
+    if not len(scores):
+        return []
+    kind, canaries = _canary_means(log)
+    p_clean = selection.table["p_clean"].to_numpy()
+    every = len(selection.removed) == 0
+    found = thresholds(
+        scores,
+        own=float(scores.min()) if every else lowest_kept(selection, scores),
+        removed=len(selection.removed),
+        p_clean=p_clean if told_apart(quality) and not np.isnan(p_clean).any() else None,
+        wrong=bad,
+    )
+    visits = (quality or {}).get("auroc_by_visit", ())
+    return [
+        score_chart(
+            scores, canaries, bad=bad, thresholds=found, names=names, canaries_are=canaries_are
+        ),
+        visit_chart([Interval(**own) for own in visits], kind.partition("/")[0]),
+    ]
+
+
+def _canary_means(log: LogReader) -> tuple[str, npt.NDArray[np.float64]]:
+    """Return the mean mimic scores of the plainest kind of canary, of the visits stage 2 uses."""
+    with connect(None, None, None) as engine:
+        visits = Visits(engine, log, ["mimic"], relative=False, edge=None)
+        with visits.blaming_parts():
+            means = engine.fetch(visits.canary_means())
+    kinds = np.array(means["canary"].to_pylist(), dtype=np.str_)  # [c]
+    kind = plainest(dict.fromkeys(sorted(set(kinds.tolist())))) or ""
+    return kind, np.sort(means["x"].to_numpy()[kinds == kind])

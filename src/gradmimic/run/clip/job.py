@@ -19,7 +19,6 @@ from gradmimic.log import ScoreLog
 from gradmimic.run.clip.beside import SCORER
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.outcome import (
-    mean_scores,
     measure_pairs,
     notes_on_pairs,
     readable_pairs,
@@ -59,9 +58,10 @@ def run_clip(
         ReferenceMismatchError: the reference does not fit the model.
         MissingExtraError: a library is not installed; raised before any training.
     """
-    for library, extra in (("PIL.Image", "images"), ("jinja2", "report"), ("matplotlib", "report")):
-        if config.report or extra == "images":  # better now than after the training
-            import_extra(library, extra)
+    import_extra("PIL.Image", "images")
+    if config.report:  # better now than after the training
+        for library in ("jinja2", "altair", "vl_convert"):
+            import_extra(library, "report")
     out = Path(config.out)
     earlier = _earlier(config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,8 +94,7 @@ def run_clip(
         values, readable_pairs(values), notes_on_pairs(values), files, inputs.census.rows()
     )
     if config.report:
-        means, versions = mean_scores(log, selection), log.run["versions"]
-        write_pairs_page(config, inputs, outcome, selection, means, better.whole, versions)
+        write_pairs_page(config, inputs, outcome, selection, log, better.whole)
     write_metrics(files["metrics"], values, config)
     trainings.states.remove()
     return outcome

@@ -1,7 +1,7 @@
 """What a run on pairs came to: every number, and what the reader must know of them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +21,11 @@ from gradmimic.separation import auroc
 WAYS = {"plain": "plain", "reweighted": "re-weighted", "selected": "selected"}
 
 
-class Means(NamedTuple):
-    """Mean scores, one for each sample and each canary."""
-
-    ids: npt.NDArray[Any]  # [n]
-    samples: npt.NDArray[np.float64]  # [n]
-    canaries: npt.NDArray[np.float64]  # [c]
-
-
-def mean_scores(log: LogReader, selection: Selection) -> Means:
-    """Collect the mean mimic scores of samples, in the selection's order, and of canaries."""
+def mean_scores(log: LogReader, selection: Selection) -> npt.NDArray[np.float64]:
+    """Return the mean mimic score of each sample ``[n]``, in the selection's order."""
+    own = _means(log, "mimic")
     ids = selection.table["sample_id"].to_pylist()
-    own = _means(log, "mimic", canaries=False)
-    scores = np.array([own[sample_id] for sample_id in ids], dtype=np.float64)
-    canaries = np.array([*_means(log, "mimic", canaries=True).values()], dtype=np.float64)
-    return Means(np.array(ids), scores, canaries)
+    return np.array([own[sample_id] for sample_id in ids], dtype=np.float64)
 
 
 def measure_pairs(
@@ -245,10 +235,10 @@ def notes_on_pairs(values: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _means(log: LogReader, scorer: str, *, canaries: bool) -> dict[Any, float]:
-    """Return the mean score of each sample, or of each canary."""
-    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
-    rows = log.scan(["sample_id", "score"], kind & (pc.field("scorer") == scorer))
+def _means(log: LogReader, scorer: str) -> dict[Any, float]:
+    """Return the mean score of each sample."""
+    real = pc.field("canary").is_null()
+    rows = log.scan(["sample_id", "score"], real & (pc.field("scorer") == scorer))
     rows = rows.group_by("sample_id").aggregate([("score", "mean")])
     return dict(zip(rows["sample_id"].to_pylist(), rows["score_mean"].to_pylist(), strict=True))
 
@@ -257,7 +247,7 @@ def _by_scorer(log: LogReader, bad: frozenset[str]) -> dict[str, float | None]:
     """Return the AUROC of each scorer's mean scores."""
     found = {}
     for scorer in ("mimic", SCORER):
-        means = _means(log, scorer, canaries=False)
+        means = _means(log, scorer)
         if means:
             flags = np.array([sample_id in bad for sample_id in means])
             found[scorer] = auroc(np.array([*means.values()]), flags)

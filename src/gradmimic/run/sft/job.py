@@ -78,7 +78,7 @@ def run_sft(
         UsageError: another process stopped before it was done.
     """
     if config.report:  # better now than after the scoring
-        for library in ("jinja2", "matplotlib"):
+        for library in ("jinja2", "altair", "vl_convert"):
             import_extra(library, "report")
     place, out = find_place(), Path(config.out)
     claim(config, place)

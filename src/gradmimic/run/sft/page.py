@@ -11,18 +11,17 @@ import pyarrow.compute as pc
 from gradmimic.curate import Selection
 from gradmimic.data.instructions import Instruction
 from gradmimic.log_reader import LogReader
-from gradmimic.report.figures import histogram_figure
+from gradmimic.report.charts.chart import Chart
 from gradmimic.report.grids import Grid
-from gradmimic.report.numbers import percent
 from gradmimic.report.tokens import TokenCard, TokensReport, write_tokens_report
 from gradmimic.run.outcome import Outcome
 from gradmimic.run.sft.config import SftConfig
 from gradmimic.run.sft.losses import REFERENCE
 from gradmimic.run.sft.tokens import token_scores
-from gradmimic.run.shown import census_grid, lowest_kept
+from gradmimic.run.shown import census_grid, score_charts
+from gradmimic.run.verdict import noise_sentence, removal_sentence, trust_sentence
 
 LOWEST, BORDER, HIGHEST = 24, 6, 12  # samples shown; at the border so many on either side
-_NOTHING = 0.9  # an interval of a share so wide says nothing
 
 LookUp = Callable[[Collection[str]], Mapping[str, Instruction]]
 
@@ -55,7 +54,7 @@ def write_sft_page(
             verdict=_verdict(outcome.values, selection),
             tiles=_tiles(outcome.values, selection),
             notes=outcome.notes,
-            figures=[_histogram(config, selection, log)],
+            charts=_charts(outcome.values, selection, log),
             grids=[_census(outcome)],
             metrics=outcome.metrics,
             ends=[
@@ -69,17 +68,14 @@ def write_sft_page(
 
 
 def _verdict(values: Mapping[str, Any], selection: Selection) -> str:
-    """Say in a sentence or two what came of the run."""
-    removed, total = len(selection.removed), len(selection)
-    share = percent(removed / total) if total else "none"
-    verdict = f"The selection removes {removed:,} of {total:,} samples ({share})."
-    rate = (values["quality"] or {}).get("noise_rate")
-    if rate is not None and values["auroc"] and rate["high"] - rate["low"] < _NOTHING:
-        verdict += (
-            f" By what canaries score, {percent(rate['value'])} of the responses do not fit their "
-            f"prompts ({percent(rate['low'])} to {percent(rate['high'])})."
-        )
-    return verdict
+    """Say in a few sentences what came of the run."""
+    quality = values["quality"]
+    parts = [
+        noise_sentence(quality, "of the responses do not fit their prompts"),
+        removal_sentence(len(selection.removed), len(selection), "samples"),
+        trust_sentence(quality),
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def _tiles(values: Mapping[str, Any], selection: Selection) -> list[tuple[str, str, str]]:
@@ -97,25 +93,21 @@ def _tiles(values: Mapping[str, Any], selection: Selection) -> list[tuple[str, s
     return tiles
 
 
-def _histogram(config: SftConfig, selection: Selection, log: LogReader) -> tuple[str, str]:
-    """Draw how the scores lie."""
-    scores, canaries = (
-        log.scan(["score"], _of("mimic", canaries=which))["score"].to_numpy()
-        for which in (False, True)
-    )
-    threshold = None
-    if config.aggregate == "mean":
-        threshold = lowest_kept(selection, selection.table["score"].to_numpy())
-    return (
-        histogram_figure(scores, canaries, threshold=threshold),
-        "Mimic scores of the samples, and of canaries: prompts with another sample’s response.",
+def _charts(values: Mapping[str, Any], selection: Selection, log: LogReader) -> list[Chart | None]:
+    """Draw how the scores lie; there is one visit, so a sample's score is its mean."""
+    rows = log.scan(["sample_id", "score"], _of("mimic")).sort_by("sample_id")
+    return score_charts(
+        selection,
+        log,
+        values["quality"],
+        scores=rows["score"].to_numpy(),
+        canaries_are="prompts with another sample’s response",
     )
 
 
-def _of(scorer: str, *, canaries: bool = False) -> pc.Expression:
-    """Select rows of the log."""
-    kind = pc.field("canary").is_valid() if canaries else pc.field("canary").is_null()
-    return kind & (pc.field("scorer") == scorer)
+def _of(scorer: str) -> pc.Expression:
+    """Select the samples' rows of the log."""
+    return pc.field("canary").is_null() & (pc.field("scorer") == scorer)
 
 
 def _census(outcome: Outcome) -> Grid:
