@@ -177,7 +177,8 @@ class BatchScorer:
         """Return the pass, canaries included, with what these scorers ask for."""
         layer, context = self._watch.layer, self._context
         weight, bias = whole(layer.weight), None if layer.bias is None else whole(layer.bias)
-        seen = HeadPass.of(features[rows], logits[rows], labels, weight, bias, self._loss, m)
+        own = rows if m < len(rows) else None
+        seen = HeadPass.of(features[rows], logits[rows], labels, weight, bias, self._loss, m, own)
         more: dict[str, Any] = {}
         if "outputs" in self._needs:
             losses, known = context.reference_losses(ids, labels, rows, logits.shape[1])

@@ -25,9 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class GradMatch(Scorer):
-    """score_i = ⟨g_i, ḡ⟩ / ‖ḡ‖ with ḡ the mean gradient of the batch; higher is better.
+    """score_i = ⟨g_i, (1/(b−1)) Σ_{j≠i} g_j⟩, any real number; higher is better.
 
-    Any real number; it is what the pursuit takes its first sample by. The weights are those of the
+    How far a step on the other samples lowers ℓ_i. The pursuit takes its first sample by the same
+    product with all of the batch, itself included; as a score that would reward the long gradients
+    of wrong labels, and differ for canaries, which are in no batch. The weights are those of the
     whole pursuit, over their sum.
 
     Args:
@@ -52,8 +54,7 @@ class GradMatch(Scorer):
 
     def __call__(self, seen: HeadPass) -> Tensor:
         """Return ``[n]``."""
-        mean = seen.mean_gradient()
-        return seen.along(mean) / (mean.norm or 1.0)
+        return seen.along_others()
 
     def weights(self, scores: Tensor, seen: HeadPass, softmax: Softmax) -> Tensor:
         """Return ``[b]``, 0 for all but ⌈share · b⌉ samples at most.

@@ -47,6 +47,7 @@ class HeadPass:
         bias: b ``[K]``, or None.
         loss: what made the losses.
         samples: b ≤ n.
+        rows: ``[n]``, the sample that each row is, or that a canary is made from.
         direction: v = θ_ref − θ of the last layer.
         reference_losses: ``[n]``, ℓ of the reference's logits, under the same labels.
         known: ``[n]`` bool, of which rows the reference's losses are known; None stands for all.
@@ -63,6 +64,7 @@ class HeadPass:
     bias: Tensor | None
     loss: SampleLoss
     samples: int
+    rows: Tensor
     direction: LastLayer | None = None
     reference_losses: Tensor | None = None
     known: Tensor | None = None
@@ -79,6 +81,7 @@ class HeadPass:
         bias: Tensor | None,
         loss: SampleLoss = cross_entropy,
         samples: int | None = None,
+        rows: Tensor | None = None,
     ) -> "HeadPass":
         """Take losses and slopes of logits.
 
@@ -90,6 +93,7 @@ class HeadPass:
             bias: ``[K]`` or None.
             loss: one loss per sample.
             samples: how many of the first rows are samples; None: all.
+            rows: ``[n]``, the sample that each row stands for; None where there are no canaries.
 
         Example:
             >>> h, W = torch.eye(2), torch.zeros(2, 2)
@@ -104,8 +108,10 @@ class HeadPass:
             (slopes,) = torch.autograd.grad(losses.sum(), z)
         h, w = features.detach().to(wide), weight.detach().to(wide)
         b = None if bias is None else bias.detach().to(wide)
-        rows = len(labels) if samples is None else samples
-        return cls(h, z.detach(), labels, losses.detach(), slopes, w, b, loss, rows)
+        if rows is None:
+            rows = torch.arange(len(labels), device=z.device)
+        m = len(labels) if samples is None else samples
+        return cls(h, z.detach(), labels, losses.detach(), slopes, w, b, loss, m, rows)
 
     @property
     def layer(self) -> LastLayer:
@@ -126,6 +132,13 @@ class HeadPass:
         """Return ``[b, b]``, ⟨g_i, g_j⟩ of the samples."""
         slopes, h = self.slopes[: self.samples], self.features[: self.samples]
         return (slopes @ slopes.T) * (h @ h.T + self._one)
+
+    def along_others(self) -> Tensor:
+        """Return ``[n]``, ⟨g_i, (1/(b−1)) Σ_{j≠i} g_j⟩; a canary stands in its sample's place."""
+        mean = self.mean_gradient()
+        slopes, h = self.slopes[self.rows], self.features[self.rows]
+        own = (self.slopes * slopes).sum(1) * ((self.features * h).sum(1) + self._one)  # [n]
+        return (self.samples * self.along(mean) - own) / max(self.samples - 1, 1)
 
     def mean_gradient(self) -> LastLayer:
         """Return ḡ = (1/b) Σ_i g_i over the samples."""
