@@ -5,7 +5,7 @@ case = that problem with its wrong labels, and a reference by the same recipe on
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,9 @@ from gradmimic.reproduce.cells import Cell
 from gradmimic.reproduce.means import Means, mean_scores
 from gradmimic.reproduce.noise import corrupt, parse_noise
 from gradmimic.reproduce.problems import Problem, Tuning, open_problem
+from gradmimic.reproduce.references import kept_reference
 from gradmimic.reproduce.sets import SETS, load_set
-from gradmimic.reproduce.training import APART, Fitted, fit, train_reference
+from gradmimic.reproduce.training import APART, Fitted, fit
 from gradmimic.run.prepare import Progress
 from gradmimic.run.self_reference import Recipe
 from gradmimic.run.train import logits, train
@@ -78,12 +79,14 @@ class Case:
         labels: ``[n]`` int64, as given.
         recipe: of every training here.
         temperature: τ.
+        cache: the folder where references are kept.
     """
 
     problem: Problem
     labels: Tensor
     recipe: Recipe
     temperature: float
+    cache: Path
 
     @cached_property
     def wrong(self) -> npt.NDArray[np.bool_]:
@@ -94,7 +97,7 @@ class Case:
     @cached_property
     def reference(self) -> nn.Module:
         """By the same recipe on the clean labels, from another seed."""
-        return train_reference(self.problem, self.recipe)
+        return kept_reference(self.problem, self.recipe, self.cache)
 
     def fit(self, method: str, **more: Any) -> Fitted:
         """Train on the given labels, with the reference where the method needs one."""
@@ -124,7 +127,7 @@ class Cases:
 
     Args:
         settings: what is asked for.
-        cache: the folder for features.
+        cache: the folder for features and references.
         progress: told of what takes long.
 
     Raises:
@@ -139,7 +142,7 @@ class Cases:
         progress: Progress = lambda _what, _steps: lambda: None,
     ) -> None:
         _check(settings)
-        self.settings = settings
+        self.settings, self._cache = settings, cache
         for text in settings.noise:
             parse_noise(text)
         self._problems = {
@@ -178,19 +181,14 @@ class Cases:
             for seed in range(own.seeds)
         ]
 
-    def open(self, cell: Cell, start: "Callable[[Problem], Problem]" = lambda p: p) -> Case:
-        """Return what a cell stands for.
-
-        Args:
-            cell: of :meth:`cells`.
-            start: gives the problem another model.
-        """
+    def open(self, cell: Cell) -> Case:
+        """Return what a cell of :meth:`cells` stands for."""
         problem = self._problems[cell["set"]]
         recipe = Recipe(
             cell["epochs"], cell["batch_size"], cell["lr"], cell["weight_decay"], cell["seed"]
         )
         labels = self._labels(problem, cell, recipe)
-        return Case(start(problem), labels, recipe, cell["temperature"])
+        return Case(problem, labels, recipe, cell["temperature"], self._cache)
 
     def means(self, cell: Cell) -> Means:
         """Return what all scorers say of a cell's samples, from a log that is made once.
