@@ -58,7 +58,10 @@ def same(found, expected):
     assert found[3] == expected[3]
 
 
-@pytest.mark.parametrize(("kind", "accumulate", "stop"), [("classes", 1, 8), ("llama", 2, 5)])
+@pytest.mark.parametrize(
+    ("kind", "accumulate", "stop"),
+    [("classes", 1, 8), pytest.param("llama", 2, 5, marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_cut_off_goes_on_exactly(tmp_path, kind, accumulate, stop):
     own = {"gradient_accumulation_steps": accumulate}
     with ScoreLog(tmp_path / "whole" / "log") as log:

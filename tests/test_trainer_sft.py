@@ -112,7 +112,12 @@ def losses_of(model, row, kind):
     return F.cross_entropy(logits[:-1], labels[1:]).item()
 
 
-@pytest.mark.parametrize("kind", ["text", "completion", "chat"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("text", marks=SLOW), "completion", pytest.param("chat", marks=SLOW)]
+)
 def test_an_infinite_temperature_trains_as_the_plain_trainer(kind, tmp_path):
     """Seven rows by two; by twos the last step has one micro-batch less than the others."""
     own = {"gradient_accumulation_steps": 3, "activation_checkpointing": kind == "text"}
@@ -131,8 +136,18 @@ def test_an_infinite_temperature_trains_as_the_plain_trainer(kind, tmp_path):
     assert {"mean_token_accuracy", "num_tokens", "mimic/score"} < set(mimic.state.log_history[0])
 
 
-@pytest.mark.parametrize("kind", ["text", "completion", "chat"])
-@pytest.mark.parametrize("names", [None, [f"i{n}" for n in range(7)]])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("text", None), ("chat", [f"i{n}" for n in range(7)])]
+    + [
+        pytest.param(*case, marks=SLOW)
+        for case in (
+            ("completion", None),
+            ("chat", None),
+            *((kind, [f"i{n}" for n in range(7)]) for kind in ("text", "completion")),
+        )
+    ],
+)
 def test_ids_survive_shuffling_truncation_and_rows_that_are_dropped(kind, names, tmp_path):
     data = instructions(kind)
     if names is not None:
