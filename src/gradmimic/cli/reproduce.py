@@ -118,6 +118,74 @@ def table1(
     finish(report(rows), out, "table1")
 
 
+def _add(name: str, levels: list[str], about: str) -> None:
+    """Add a command that computes the cells of one module, all with the same options."""
+
+    @reproduce.command(name, help=about)
+    def command(
+        sets: Sets = None,
+        data: Data = None,
+        backbone: Backbone = VIT,
+        tuning: Tuning = "probe",
+        noise: Noise = levels,
+        seeds: Seeds = 3,
+        epochs: Epochs = None,
+        batch_size: BatchSize = 32,
+        lr: Lr = 1e-4,
+        weight_decay: WeightDecay = 1e-5,
+        temperature: Temperature = 1.0,
+        out: Out = Path("reproduce"),
+    ) -> None:
+        from functools import partial
+        from importlib import import_module
+
+        from gradmimic.cli.show import progress_bars
+        from gradmimic.reproduce.cases import Cases
+        from gradmimic.reproduce.cells import run_cells
+
+        module = import_module(f"gradmimic.reproduce.{name}")
+        settings = settings_of(
+            sets or SIX, data, backbone, tuning, noise, seeds, epochs, batch_size, lr,
+            weight_decay, temperature,
+        )  # fmt: skip
+        with progress_bars("cells") as progress:
+            cases = Cases(settings, out / "features", progress)
+            cells = module.cells(cases)
+            compute = partial(module.compute, cases)
+            rows = list(run_cells(cells, compute, out, progress(name, len(cells))))
+        finish(module.report(rows), out, name)
+
+
+_add(
+    "detection",
+    ["0.2", "0.4", "0.6"],
+    "Which wrong labels each rule and each scorer finds: AUROC, average precision, F1. All scorers "
+    "are logged in one pass; does the one that canaries choose come near the best?",
+)
+_add(
+    "quality",
+    [f"{level / 10:g}" for level in range(8)],
+    "Estimates of the share of right labels beside the truth, by canaries and by the 1/b vote.",
+)
+_add(
+    "efficiency",
+    ["0.4"],
+    "Accuracy of models trained on the top 80, 70, 60 and 50 % by every scorer, and on any.",
+)
+_add(
+    "curves",
+    ["0.4"],
+    "Steps that re-weighted training needs to come to where plain training ends, by the loss on "
+    "all labels, on the right ones, on the test set, and by accuracy.",
+)
+_add(
+    "ablations",
+    ["0.4"],
+    "What matters: the temperature, which parameters are scored and follow, and how good the "
+    "reference is, down to one that is none.",
+)
+
+
 def settings_of(
     sets: Sequence[str],
     data: Sequence[str] | None,

@@ -2,31 +2,61 @@
 
     AUROC = P(x̄_wrong < x̄_right) + ½ P(=)         of the mean scores x̄, by the truth
     F1    = 2 |removed ∧ wrong| / (|removed| + |wrong|)     of what a rule removes
-    gap   = max_j AUROC_j − AUROC_c,  c = argmax_j AUROC of the canaries of scorer j
+    gap   = max_j AUROC_j − AUROC_c       c: what canaries choose, see reproduce/choice.py
 
 The truth enters the tables only. Candidates for c, and for the best in hindsight, are all scorers
-and their combination.
+and their combination. All of them are logged in one pass, beside training re-weighted by mimic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradmimic.curate.decide import Aggregate, Rule
+from gradmimic.curate.decide import Aggregate, Rule, decide
 from gradmimic.curate.select import select
+from gradmimic.curate.selection import Selection
+from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
-from gradmimic.reproduce.means import STACKED, Means, mean_scores
+from gradmimic.reproduce import plots
+from gradmimic.reproduce.cases import LOGGED, NAMES, Cases
+from gradmimic.reproduce.cells import Cell, Values
+from gradmimic.reproduce.choice import canary_areas, chosen
+from gradmimic.reproduce.means import STACKED, mean_scores
+from gradmimic.reproduce.report import Report, Rows
+from gradmimic.reproduce.tables import pivot
 from gradmimic.run.metrics import detection
 from gradmimic.separation import auroc
 
 Bools = npt.NDArray[np.bool_]
 RULES: tuple[Rule, ...] = ("one_over_b", "two_means", "mixture", "calibrated")
-FOR_ALL: tuple[Rule, ...] = ("mixture", "calibrated")  # rules that any scorer's scores are given to
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "majority", "dawid_skene")
 GOAL = 0.005  # how far below the best in hindsight the chosen one may be
+_FIGURES = {"auroc": "AUROC", "average_precision": "average precision"}
+
+
+def cells(cases: Cases) -> list[Cell]:
+    """Return a cell for each set, noise and seed."""
+    return cases.cells("detection", scorers=list(NAMES))
+
+
+def compute(cases: Cases, cell: Cell) -> Values:
+    """Log all scorers beside re-weighted training, and judge the log.
+
+    Raises:
+        ConfigError: no label is wrong, so that nothing can be found.
+    """
+    case = cases.open(cell)
+    if not case.wrong.any():
+        raise ConfigError(
+            f"noise {cell['noise']} leaves all labels of {cell['set']} as they are, so there is "
+            "nothing to find. Expected a rate above 0; see reproduce quality for clean data."
+        )
+    with case.logged(LOGGED) as (log, _):
+        return judged(log, NAMES, case.wrong)
 
 
 def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
@@ -42,22 +72,31 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
         by rule ``f1``; by rule and aggregate the ``f1`` of mimic's votes; what canaries ``chose``.
     """
     means = mean_scores(log, names)
+    left_out = list(means.stack.left_out)
     options: dict[str, dict[str, Any]] = {name: {"scorer": name} for name in names}
     options[STACKED] = {"scorer": list(names), "aggregate": "stacked"}
-    found = {
-        name: _ranked(means, name, wrong)
-        | {"f1": {rule: _f1(log, rule, wrong, **own) for rule in FOR_ALL}}
-        for name, own in options.items()
-    }
+    found, calibrations = {}, {}
+    for name, own in options.items():
+        calibrated, calibration = decide(log, "calibrated", **own)
+        assert calibration is not None  # noqa: S101  what that rule goes by
+        calibrations[name] = calibration
+        f1 = {"calibrated": _f1(calibrated, wrong)}
+        f1["mixture"] = _f1(select(log, "mixture", **own), wrong)
+        found[name] = _ranked(means.of(name), wrong) | {"f1": f1}
+    areas, share = canary_areas(calibrations, [*left_out, STACKED])  # which has no losses
+    for name, area in areas.items():
+        found[name]["canary_auroc"] = area
     votes = {
-        rule: {how: _f1(log, rule, wrong, aggregate=how) for how in AGGREGATES} for rule in RULES
+        rule: {how: _f1(select(log, rule, aggregate=how), wrong) for how in AGGREGATES}
+        for rule in RULES
     }
     return {
         "noise": float(wrong.mean()),
         "scorers": found,
         "votes": votes,
-        "chosen": means.chosen,
-        "left_out": list(means.stack.left_out),
+        "chosen": chosen(areas, left_out),
+        "confusable": share,
+        "left_out": left_out,
     }
 
 
@@ -81,19 +120,89 @@ def gaps(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: round(best - area, 12) for name, area in gap.items()}
 
 
-def _ranked(means: Means, name: str, wrong: Bools) -> dict[str, float]:
+def report(rows: Rows) -> Report:
+    """Lay out what each scorer and each rule finds, and what canaries choose."""
+    tables, points, told, within = [], [], [], 0
+    for name in dict.fromkeys(cell["set"] for cell, _ in rows):
+        own = [(cell, values) for cell, values in rows if cell["set"] == name]
+        for figure, shown in _FIGURES.items():
+            tables.append(_by_scorer(f"{shown}: {name}", own, lambda v, f=figure: v[f]))
+        points += [
+            {
+                "x": p["value"], "low": p["low"], "high": p["high"], "name": p["scorer"],
+                "group": p["column"], "panel": name,
+            }
+            for p in tables[-len(_FIGURES)].points()
+        ]  # fmt: skip
+        for rule in ("mixture", "calibrated"):
+            title = f"F1 of the rule {rule}: {name}"
+            tables.append(_by_scorer(title, own, lambda v, r=rule: v["f1"][r]))
+        votes = [
+            {**cell, "rule": rule, "aggregate": how, "value": f1}
+            for cell, values in own
+            for rule, by in values["votes"].items()
+            for how, f1 in by.items()
+        ]
+        title = f"F1 of mimic's scores by rule and aggregate: {name}"
+        tables.append(pivot(votes, title, rows=["rule", "aggregate"], column="noise"))
+    choices = []
+    for cell, values in rows:
+        gap = gaps(values)
+        within += gap["chosen"] <= GOAL
+        best = max(own["auroc"] for own in values["scorers"].values())
+        figures = {"best in hindsight": best, "chosen by canaries": best - gap["chosen"]}
+        figures |= {"gap": gap["chosen"], "gap of stacked": gap["stacked"]}
+        choices += [{**cell, "what": what, "value": value} for what, value in figures.items()]
+    title = "AUROC of the scorer that canaries choose"
+    tables.append(pivot(choices, title, rows=["set", "noise"], column="what"))
+    told.append(
+        f"The scorer chosen by canaries is within {GOAL} AUROC of the best in hindsight in "
+        f"{within} of {len(rows)} trainings; the largest gap is "
+        f"{max(gaps(values)['chosen'] for _, values in rows):.4f}."
+    )
+    told += _chosen(rows)
+    chart = plots.dots(
+        points, title="AUROC of the mean scores, by the truth", x="AUROC", group="noise"
+    )
+    return Report(tables, {"detection": chart}, told)
+
+
+def _by_scorer(title: str, rows: Rows, figure: Any) -> Any:
+    records = [
+        {**cell, "scorer": scorer, "value": figure(own)}
+        for cell, values in rows
+        for scorer, own in values["scorers"].items()
+    ]
+    return pivot(records, title, rows=["scorer"], column="noise")
+
+
+def _chosen(rows: Rows) -> list[str]:
+    """Say of each set and noise what canaries chose, and what would have been best."""
+    told = []
+    for name, noise in dict.fromkeys((cell["set"], cell["noise"]) for cell, _ in rows):
+        own = [v for cell, v in rows if (cell["set"], cell["noise"]) == (name, noise)]
+        picked = _counted(values["chosen"] for values in own)
+        best = _counted(_best(values) for values in own)
+        told.append(f"{name}, noise {noise}: canaries chose {picked}; the best was {best}.")
+    return told
+
+
+def _best(values: Mapping[str, Any]) -> str:
+    """Return the scorer of the highest AUROC by the truth."""
+    areas: dict[str, float] = {name: own["auroc"] for name, own in values["scorers"].items()}
+    return max(areas, key=lambda name: areas[name])
+
+
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in Counter(names).most_common())
+
+
+def _ranked(scores: npt.NDArray[np.float64], wrong: Bools) -> dict[str, Any]:
     metrics = import_extra("sklearn.metrics", "reproduce")
-    scores = means.of(name)
     area = auroc(scores, wrong)
-    assert area is not None  # noqa: S101  some are wrong
-    return {
-        "auroc": area,
-        "average_precision": float(metrics.average_precision_score(wrong, -scores)),
-        "canary_auroc": means.told[name],
-    }
+    precision = float(metrics.average_precision_score(wrong, -scores))
+    return {"auroc": area, "average_precision": precision}
 
 
-def _f1(log: Path, rule: Rule, wrong: Bools, **options: Any) -> float:
-    selection = select(log, rule, **options)
-    removed = ~selection.mask(np.arange(len(wrong)))
-    return detection(removed, wrong)["f1"]
+def _f1(selection: Selection, wrong: Bools) -> float:
+    return detection(~selection.mask(np.arange(len(wrong))), wrong)["f1"]

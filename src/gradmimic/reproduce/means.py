@@ -45,20 +45,6 @@ class Means:
             return self.stack(self.scores)
         return self.scores[:, self.names.index(name)]
 
-    @property
-    def told(self) -> dict[str, float]:
-        """By scorer, and for the combination, how well it tells samples from canaries: AUROC."""
-        return {**self.stack.auroc, STACKED: self.stack.combined}
-
-    @property
-    def chosen(self) -> str:
-        """The scorer, or the combination, that canaries prefer.
-
-        That of the highest AUROC, among those that no other one's noise rate contradicts.
-        """
-        believed = {name: own for name, own in self.told.items() if name not in self.stack.left_out}
-        return max(believed, key=lambda name: believed[name])
-
 
 def mean_scores(log: Path, names: Sequence[str]) -> Means:
     """Average the visits of a log with canaries.

@@ -20,7 +20,6 @@ from gradmimic.reproduce.cells import Cell, Values
 from gradmimic.reproduce.report import Report, Rows
 from gradmimic.reproduce.tables import pivot
 
-LEVELS = ("0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7")
 PUBLISHED = -0.903  # Pearson of the vote's estimate with the noise
 _SHOWN = {"estimate": "by canaries", "vote": "by the 1/b vote"}
 
