@@ -8,26 +8,23 @@
   const block = document.getElementById("gallery-data");
   if (!block) return;
   const data = JSON.parse(block.textContent);
-  const n = data.ids.length;
   const PAGE = 48; // cards in the page at a time, so that it is as quick with 50,000 samples
   const one = data.noun.slice(0, -1);
   const STORED = `gradmimic-review:${data.log}`;
   const element = (id) => document.getElementById(id);
   const list = element("g-list");
-  const fields = Object.fromEntries(
-    ["search", "end", "given", "suggested", "state", "reviewed", "sort"]
-      .map((name) => [name, element(`g-${name}`)])
-      .filter(([, field]) => field),
-  );
-  const threshold = { score: data.threshold };
+  const tools = element("g-tools").querySelectorAll("input, select"); // pairs have no classes
+  const fields = Object.fromEntries(Array.from(tools, (field) => [field.id.slice(2), field]));
+  let threshold = data.threshold;
 
   // --- Decisions: row → {decision, label}, kept in the browser and exported as JSON lines.
 
+  const KEEP = { decision: "keep", label: null };
+  const REMOVE = { decision: "remove", label: null };
   const decisions = new Map();
   let elsewhere = []; // decisions on samples of this log that are not on this page
   let saved = true;
   const undone = []; // what to go back to, the latest last
-
   const rowOf = new Map(data.ids.map((id, row) => [id, row]));
 
   function load() {
@@ -50,9 +47,9 @@
   }
 
   function save() {
+    saved = true;
     try {
       localStorage.setItem(STORED, JSON.stringify(all()));
-      saved = true;
     } catch {
       saved = false;
     }
@@ -61,7 +58,7 @@
   function decide(row, said) {
     undone.push({ row, before: decisions.get(row) });
     put(row, said);
-    tell(said ? `${one} ${data.ids[row]}: ${spoken(row)}` : `${one} ${data.ids[row]}: undecided`);
+    tell(`${one} ${data.ids[row]}: ${spoken(row)}`);
   }
 
   function put(row, said) {
@@ -83,9 +80,9 @@
   function lines() {
     const head = { gradmimic_review: 1, run: data.run, log: data.log };
     const rows = all().map(([id, decision, label]) => {
-      // Integers are written digit by digit: beyond 2⁵³ a number of this language would round them.
+      // Integers are written as digits: beyond 2⁵³ a number of this language would round them.
       const written = data.integers ? id : JSON.stringify(id);
-      const more = label === undefined || label === null ? "" : `,"label":${JSON.stringify(label)}`;
+      const more = label === null ? "" : `,"label":${JSON.stringify(label)}`;
       return `{"sample_id":${written},"decision":"${decision}"${more}}`;
     });
     return `${[JSON.stringify(head), ...rows].join("\n")}\n`;
@@ -108,43 +105,38 @@
   };
   const nameOf = (column, row) => data[column] && data.classes[data[column][row]];
 
-  let texts = null; // what is searched, made when it is first needed
-  function searched() {
-    texts ??= data.ids.map((id, row) =>
-      [id, nameOf("given", row), nameOf("suggested", row), data.texts[row]].join("\n").toLowerCase(),
-    );
-    return texts;
-  }
+  let searched = null; // of each row what a search looks at, made when it is first needed
+  const words = (id, row) =>
+    [id, nameOf("given", row), nameOf("suggested", row), data.texts[row]].join("\n").toLowerCase();
 
   const fromBorder = (row) => {
-    const [own, border] = threshold.score === null ? [data.p[row], 0.5] : [data.score[row], threshold.score];
+    const [own, border] = threshold === null ? [data.p[row], 0.5] : [data.score[row], threshold];
     return own === null ? Infinity : Math.abs(own - border);
   };
-  const idOf = data.integers ? (row) => Number(data.ids[row]) : (row) => data.ids[row];
   const ORDERS = {
     lowest: (row) => row,
     highest: (row) => -row,
     borderline: fromBorder,
-    id: idOf,
+    id: (row) => (data.integers ? Number(data.ids[row]) : data.ids[row]),
     given: (row) => nameOf("given", row),
   };
 
   function find() {
     const value = (name) => (fields[name] ? fields[name].value : "");
     const wanted = value("search").trim().toLowerCase();
-    const haystack = wanted && searched();
+    if (wanted) searched ??= data.ids.map(words);
     const tests = [
-      [wanted, (row) => haystack[row].includes(wanted)],
+      [wanted, (row) => searched[row].includes(wanted)],
       [value("given"), (row) => data.given[row] === Number(value("given"))],
       [value("suggested"), (row) => data.suggested[row] === Number(value("suggested"))],
       [value("state"), (row) => kept(row) === (value("state") === "1")],
       [value("reviewed"), (row) => decisions.has(row) === (value("reviewed") === "1")],
     ].filter(([asked]) => asked !== "").map(([, test]) => test);
     const rows = data.ends[value("end")] || data.ids.map((_, row) => row);
-    const found = rows.filter((row) => tests.every((test) => test(row)));
-    const sorted = found.map((row) => ({ row, key: ORDERS[value("sort")](row) }));
-    sorted.sort((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.row - b.row));
-    Object.assign(view, { rows: sorted.map(({ row }) => row), page: 0, place: 0 });
+    const fitting = rows.filter((row) => tests.every((test) => test(row)));
+    const keyed = fitting.map((row) => ({ row, key: ORDERS[value("sort")](row) }));
+    keyed.sort((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.row - b.row));
+    Object.assign(view, { rows: keyed.map(({ row }) => row), page: 0, place: 0 });
     draw();
     tell();
   }
@@ -157,6 +149,12 @@
     const made = document.createElement(tag);
     if (className) made.className = className;
     if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function breakable(made) { // a long name, after its underscores
+    const parts = made.textContent.split("_");
+    made.replaceChildren(...parts.flatMap((part, i) => (i ? ["_", make("wbr"), part] : [part])));
     return made;
   }
 
@@ -183,6 +181,8 @@
     return [image];
   }
 
+  const text = (row) => (row in data.texts ? [make("p", "text", data.texts[row])] : []);
+
   function labels(row) {
     const table = make("dl");
     const bad = data.bad && data.bad[row] === "1";
@@ -191,7 +191,7 @@
     for (const name of ["given", "suggested", "true"]) {
       if (!data[name]) continue;
       const own = name === "given" ? [tone, mark + nameOf(name, row)] : ["", nameOf(name, row)];
-      table.append(make("dt", "", name), make("dd", ...own));
+      table.append(make("dt", "", name), breakable(make("dd", ...own)));
     }
     if (!data.given && data.bad) {
       table.append(make("dt", "", "caption"));
@@ -202,35 +202,37 @@
 
   function facts(row) {
     const told = [`score ${number(data.score[row], 3)}`];
-    if (data.p[row] !== null) told.push(`p(good) ${data.p[row].toFixed(2)}`);
+    const good = data.given ? "p(clean)" : "p(match)";
+    if (data.p[row] !== null) told.push(`${good} ${data.p[row].toFixed(2)}`);
     for (const [name, values] of Object.entries(data.facts)) {
       if (values[row] !== undefined) told.push(`${name} ${number(values[row], 2)}`);
     }
     return make("p", "facts", `${data.ids[row]} · ${told.join(" · ")}`);
   }
 
+  const same = (a, b) => Boolean(a) && a.decision === b.decision && a.label === b.label;
   const suggestion = (row) =>
-    data.suggested && data.suggested[row] !== data.given[row] ? nameOf("suggested", row) : undefined;
+    data.suggested && data.suggested[row] !== data.given[row] ? nameOf("suggested", row) : null;
 
   function buttons(row) {
-    const choices = [["Keep", { decision: "keep" }], ["Remove", { decision: "remove" }]];
+    const choices = [["Keep", KEEP], ["Remove", REMOVE]];
     const label = suggestion(row);
-    if (label !== undefined) choices.push([`Keep as ${label}`, { decision: "keep", label }]);
+    if (label !== null) choices.push([`Keep as ${label}`, { decision: "keep", label }]);
     return choices.map(([text, said]) => {
       const button = make("button", "", text);
       button.type = "button";
-      button.addEventListener("click", () => decide(row, same(decisions.get(row), said) ? undefined : said));
+      button.addEventListener("click", () => {
+        decide(row, same(decisions.get(row), said) ? undefined : said); // pressed again: released
+      });
       return { button, said };
     });
   }
 
-  const same = (a, b) => Boolean(a) && a.decision === b.decision && (a.label ?? null) === (b.label ?? null);
-
   function spoken(row) {
     const said = decisions.get(row);
     if (!said) return data.reasons[data.reason[row]];
-    const label = said.label === undefined || said.label === null ? "" : ` as ${said.label}`;
-    return `${said.decision === "keep" ? "kept" : "removed"} by you${label}`;
+    const as = said.label === null ? "" : ` as ${said.label}`;
+    return `${said.decision === "keep" ? "kept" : "removed"} by you${as}`;
   }
 
   function card(row, place) {
@@ -238,28 +240,24 @@
     box.dataset.place = place;
     const verdict = make("p", "verdict");
     const choices = buttons(row);
-    const text = data.texts[row] === undefined ? [] : [make("p", "text", data.texts[row])];
     const below = make("div", "g-buttons");
     below.append(...choices.map(({ button }) => button));
-    box.append(...picture(row), ...text, ...labels(row), facts(row), verdict, below);
+    box.append(...picture(row), ...text(row), ...labels(row), facts(row), verdict, below);
     cards.set(row, { box, verdict, choices });
     refresh(row);
-    const item = make("li");
-    item.append(box);
-    return item;
+    return box;
   }
 
   function refresh(row) {
     const parts = cards.get(row);
     if (parts) {
       const said = decisions.get(row);
-      if (said) parts.box.dataset.decision = said.decision;
-      else delete parts.box.dataset.decision;
+      parts.box.classList.toggle("decided", Boolean(said));
       parts.verdict.textContent = spoken(row);
-      const named = ["given", "suggested"].filter((name) => data[name]);
-      const classes = named.map((name) => `${name} ${nameOf(name, row)}`);
-      const told = [`${one} ${data.ids[row]}`, ...classes, `score ${number(data.score[row], 3)}`, spoken(row)];
-      parts.box.setAttribute("aria-label", told.join(", "));
+      const labelled = ["given", "suggested"].filter((name) => data[name]);
+      const told = labelled.map((name) => `${name} ${nameOf(name, row)}`);
+      told.push(`score ${number(data.score[row], 3)}`, spoken(row));
+      parts.box.setAttribute("aria-label", `${one} ${data.ids[row]}, ${told.join(", ")}`);
       for (const choice of parts.choices) {
         choice.button.setAttribute("aria-pressed", String(same(said, choice.said)));
       }
@@ -267,14 +265,17 @@
     const count = decisions.size + elsewhere.length;
     element("g-undo").disabled = undone.length === 0;
     element("g-export").disabled = count === 0;
-    element("g-export").textContent = count ? `Export ${count.toLocaleString("en")} decisions` : "Export decisions";
+    element("g-export").textContent = `Export ${count.toLocaleString("en")} decisions`;
   }
 
   function draw() {
     watching.disconnect();
     cards.clear();
     const start = view.page * PAGE;
-    list.replaceChildren(...view.rows.slice(start, start + PAGE).map((row, i) => card(row, start + i)));
+    const rows = view.rows.slice(start, start + PAGE);
+    const items = rows.map(() => make("li"));
+    items.forEach((item, i) => item.append(card(rows[i], start + i)));
+    list.replaceChildren(...items);
     const pages = Math.max(1, Math.ceil(view.rows.length / PAGE));
     element("g-page").textContent = `page ${view.page + 1} of ${pages.toLocaleString("en")}`;
     const [before, after] = element("g-pages").querySelectorAll("button");
@@ -306,24 +307,25 @@
   }
 
   function turn(by) {
-    const pages = Math.ceil(view.rows.length / PAGE);
-    const page = Math.max(0, Math.min(pages - 1, view.page + by));
-    go(page * PAGE);
+    const last = Math.floor((view.rows.length - 1) / PAGE);
+    go(Math.max(0, Math.min(last, view.page + by)) * PAGE);
   }
 
   function tell(news) {
-    const shown = `${view.rows.length.toLocaleString("en")} of ${n.toLocaleString("en")} ${data.noun}`;
-    const keeping = Array.from(decisions.values()).filter((said) => said.decision === "keep").length;
-    const counts = `${decisions.size} reviewed (${keeping} kept, ${decisions.size - keeping} removed)`;
-    const warning = saved ? "" : "; this browser cannot store decisions, export them before you leave";
-    element("g-status").textContent = `${shown}; ${counts}${news ? `; ${news}` : ""}${warning}`;
+    const [shown, of] = [view.rows.length, data.ids.length].map((count) => count.toLocaleString("en"));
+    const keeping = [...decisions.values()].filter((said) => said.decision === "keep").length;
+    const parts = [`${shown} of ${of} ${data.noun}`];
+    parts.push(`${decisions.size} reviewed (${keeping} kept, ${decisions.size - keeping} removed)`);
+    if (news) parts.push(news);
+    if (!saved) parts.push("this browser cannot store decisions: export them before you leave");
+    element("g-status").textContent = parts.join("; ");
   }
 
   // --- Keys and controls.
 
   function columns() {
-    const boxes = Array.from(cards.values(), ({ box }) => box.offsetTop);
-    return Math.max(1, boxes.filter((top) => top === boxes[0]).length);
+    const tops = Array.from(cards.values(), ({ box }) => box.offsetTop);
+    return tops.filter((top) => top === tops[0]).length;
   }
 
   const KEYS = {
@@ -336,11 +338,11 @@
     PageDown: () => turn(1),
     PageUp: () => turn(-1),
     u: undo,
-    k: (place) => judge(place, { decision: "keep" }),
-    r: (place) => judge(place, { decision: "remove" }),
+    k: (place) => judge(place, KEEP),
+    r: (place) => judge(place, REMOVE),
     l: (place) => {
       const label = suggestion(view.rows[place]);
-      if (label !== undefined) judge(place, { decision: "keep", label });
+      if (label !== null) judge(place, { decision: "keep", label });
     },
   };
 
@@ -377,7 +379,7 @@
     tell();
   });
   document.addEventListener("gradmimic:threshold", (event) => {
-    threshold.score = event.detail.threshold;
+    threshold = event.detail.threshold;
     if (fields.sort.value === "borderline") find();
   });
 
@@ -393,6 +395,5 @@
   load();
   find();
   element("g-plain").hidden = true;
-  for (const id of ["g-tools", "g-actions", "g-keys", "g-list", "g-pages"]) element(id).hidden = false;
-  document.documentElement.dataset.gallery = "ready";
+  element("g-live").hidden = false;
 })();

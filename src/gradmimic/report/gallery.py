@@ -124,7 +124,8 @@ def arrange(
         rows = np.union1d(outer, inner)
         ranked = ranked.take(pa.array(rows))
         nearest = np.searchsorted(rows, nearest[np.isin(nearest, rows)])
-    m, k = len(ranked), min(end, (n + 1) // 2)
+    m = len(ranked)
+    k = min(end, (m + 1) // 2)
     ends = {
         "lowest": np.arange(k),
         "borderline": nearest[:end],
