@@ -142,6 +142,7 @@ def _local(folder: Path) -> dict[str, Any]:
 
 def _set_of(name: str, parts: dict[str, Any], where: str, folder: Path | None) -> ImageSet:
     """Find the columns, number the classes by the rows to train on, and split what has no split."""
+    datasets = import_extra("datasets", "reproduce")
     source = SETS.get(name, Source(""))
     classes: tuple[str, ...] = ()
     splits: dict[str, Split] = {}
@@ -155,6 +156,8 @@ def _set_of(name: str, parts: dict[str, Any], where: str, folder: Path | None) -
             )
         classes = classes or classes_of(rows, label)
         image = _column(rows, (source.image, *_IMAGE))
+        if image is not None and isinstance(rows.features[image], datasets.Image):
+            rows = rows.cast_column(image, datasets.Image(decode=False))  # to bytes, as they came
         labels = numbered(rows, label, classes, own)
         splits[part] = Split(labels, own, rows, image, _precomputed(folder, part))
     if "" in splits:
