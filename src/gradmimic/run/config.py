@@ -24,6 +24,11 @@ from gradmimic.run.keys import (
 from gradmimic.run.sft.config import SftConfig
 
 SELF = ("self", "self-early", "self-average")
+# What can be logged beside mimic, as gradmimic.scorers names it: that needs torch, this does not.
+OTHERS = (
+    "loss", "reference_loss", "rho", "el2n", "grand", "margin", "self_confidence", "agra",
+    "grad_match", "gwa", "influence", "mimic_cosine", "mimic_adam",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,12 @@ class RunConfig:
         "The share of samples that serve as canaries; default: 0.05, more where that would be "
         "fewer than 500.",
     )
+    scorers: str | tuple[str, ...] | None = key(
+        None,
+        "Selection",
+        "Other scores to log beside mimic's, from the same passes, for select --scorer and for "
+        f"metrics: names with commas between, or a list in the file, of {', '.join(OTHERS)}.",
+    )
     rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = key(
         "auto",
         "Selection",
@@ -196,10 +207,36 @@ class RunConfig:
                 f"epochs is 1, but with align={self.aligned!r} the first steps are not scored, so "
                 "some samples never would be; expected 2 epochs or more."
             )
+        self._check_scorers()
         check_canaries(self, self.weights)
         ones = dict.fromkeys(("epochs", "batch_size", "hidden", "image_size"), 1)
         check_least(self, **ones, reference_epochs=1, warmup=0, weight_decay=0, seed=0)
         check_positive(self, "lr", "temperature")
+
+    def _check_scorers(self) -> None:
+        """Refuse names of no scorer, and scorers that lack what they ask for."""
+        names = self.others
+        for name in names:
+            if name not in OTHERS:
+                raise ConfigError(f"There is no scorer {name!r}; expected {', '.join(OTHERS)}.")
+            if names.count(name) > 1:
+                raise ConfigError(f"The scorer {name!r} comes twice; name each once.")
+        if "influence" in names and self.trusted is None:
+            raise ConfigError("The scorer 'influence' needs trusted samples; give --trusted.")
+        toward = [name for name in names if name.startswith("mimic_")]
+        if toward and (self.aligned not in ("none", "shift") or self.params not in (None, "head")):
+            raise ConfigError(
+                f"The scorer {toward[0]!r} compares the head's weights with the reference's, but "
+                f"align is {self.aligned} and params {self.params or 'head'}. Expected align none "
+                "or shift and params head; or leave it out."
+            )
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The scorers that are logged beside mimic."""
+        if isinstance(self.scorers, str):
+            return tuple(name.strip() for name in self.scorers.split(",") if name.strip())
+        return self.scorers or ()
 
     @property
     def gives_outputs_only(self) -> bool:

@@ -12,6 +12,7 @@ from gradmimic.curate import estimate_quality, select
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.log import ScoreLog
+from gradmimic.run.compared import compare_scorers
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import load_inputs
 from gradmimic.run.keys import CONFIG, begin_folder
@@ -67,6 +68,8 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
     quality = estimate_quality(log, labels=labels) if config.canaries != "off" else None
     scores = scores_by_epoch(log, inputs.train)
     values = measure(inputs, trained, scores, selection, quality)
+    if config.others:
+        values["scorers"] = compare_scorers(log, ("mimic", *config.others), inputs)
     write_metrics(files["metrics"], values, config)
     if config.report:
         files["report"] = out / "report.html"

@@ -20,6 +20,7 @@ from gradmimic.data.pairs.census import Row
 from gradmimic.log_reader import LogReader
 from gradmimic.report import Metric
 from gradmimic.report.numbers import percent
+from gradmimic.run.compared import scorer_metrics
 from gradmimic.run.config import Task
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.metrics import detection
@@ -119,8 +120,9 @@ def measure(
 
 
 def scores_by_epoch(log: LogReader, samples: Samples) -> Scores:
-    """Arrange the log's scores by epoch and by the samples' order."""
-    rows = log.scan(["sample_id", "epoch", "score"], pc.field("canary").is_null())
+    """Arrange the log's mimic scores by epoch and by the samples' order."""
+    mimic = pc.field("canary").is_null() & (pc.field("scorer") == "mimic")
+    rows = log.scan(["sample_id", "epoch", "score"], mimic)
     order = np.argsort(samples.ids)
     place = order[np.searchsorted(samples.ids[order], rows["sample_id"].to_numpy())]  # [visits]
     epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
@@ -149,6 +151,7 @@ def readable(values: Mapping[str, Any]) -> list[Metric]:
         Metric("precision of removal", found.get("precision"), "share removed rightly", True),
         Metric("recall of removal", found.get("recall"), "share of wrong ones removed", True),
         Metric("F1 of removal", found.get("f1"), "0 to 1, higher is better"),
+        *scorer_metrics(values.get("scorers", {})),
     ]
     return [row for row in rows if row.value is not None]
 

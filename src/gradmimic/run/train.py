@@ -70,6 +70,7 @@ def train(
     scores: BatchScorer | None = None,
     canaries: Canaries | None = None,
     ids: list[int] | list[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Curve:
     """Train a classifier in place.
@@ -87,6 +88,7 @@ def train(
         scores: likewise; beside a mimic they are logged alone.
         canaries: drawn from every batch to be scored too.
         ids: ``[n]`` sample ids for the log.
+        optimizer: what steps, where a scorer looks into it; None: AdamW of these settings.
         on_step: called after every step.
 
     Returns:
@@ -95,7 +97,8 @@ def train(
     Raises:
         LossError: a loss is NaN or infinite.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     curve = Curve()
     last_epoch, total, seen = 0, 0.0, 0
 
@@ -130,6 +133,29 @@ def train(
         on_step()
     end_epoch()
     return curve
+
+
+def few_of_each(rows: Rows, seed: int, each: int) -> tuple[Tensor, Tensor]:
+    """Draw some samples of each class.
+
+    Args:
+        rows: what to draw from.
+        seed: the same one draws the same ones.
+        each: how many of each class; all, where there are fewer.
+
+    Returns:
+        Inputs and labels.
+
+    Example:
+        >>> rows = Rows(torch.eye(4), torch.tensor([0, 0, 0, 1]))
+        >>> few_of_each(rows, seed=0, each=2)[1]
+        tensor([0, 0, 1])
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = order.to(rows.labels.device)
+    classes = rows.labels[order]
+    chosen = torch.cat([order[classes == label][:each] for label in classes.unique()])
+    return rows.inputs[chosen], rows.labels[chosen]
 
 
 @torch.no_grad()

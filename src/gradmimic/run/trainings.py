@@ -21,8 +21,11 @@ from gradmimic.outputs import Outputs
 from gradmimic.reweight import GradMimic
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
-from gradmimic.run.prepare import Progress, prepare, to_rows
-from gradmimic.run.train import Curve, Rows, accuracy, logits, train
+from gradmimic.run.prepare import Prepared, Progress, prepare, to_rows
+from gradmimic.run.train import Curve, Rows, accuracy, few_of_each, logits, train
+from gradmimic.scorers import SCORERS, BatchScorer
+
+_FEW = 10  # trusted samples of each class that influence looks at in every step
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +102,48 @@ def train_all(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) 
             reweight=config.reweight,
             warmup=config.warmup,
         )
-        canaries, ids = _canaries(config, data), inputs.train.ids.tolist()
-        reweighted = fit("re-weighted", part, mimic=mimic, canaries=canaries, ids=ids)
+        optimizer = torch.optim.AdamW(
+            part.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        reweighted = fit(
+            "re-weighted",
+            part,
+            mimic=mimic,
+            scores=_others(config, inputs, ready, part, said, optimizer, log),
+            canaries=_canaries(config, data),
+            ids=inputs.train.ids.tolist(),
+            optimizer=optimizer,
+        )
     _save(model, out / "reweighted.pt")
     return Trained(plain, reweighted, reference_accuracy, suggested, mimic.aligned, mimic.overtaken)
+
+
+def _others(
+    config: RunConfig,
+    inputs: Inputs,
+    ready: Prepared,
+    part: nn.Module,
+    said: Outputs,
+    optimizer: torch.optim.Optimizer,
+    log: ScoreLog,
+) -> BatchScorer | None:
+    """Return what logs other scores beside mimic's; None where none are asked for."""
+    if not config.others:
+        return None
+    needs = {need for name in config.others for need in SCORERS[name].needs}
+    few = None
+    if inputs.trusted is not None and "trusted" in needs:
+        trusted = ready.encode(to_rows(inputs.trusted, ready.data.labels.device))
+        few = few_of_each(trusted, config.seed, _FEW)
+    return BatchScorer(
+        part,
+        config.others,
+        reference=ready.weights if "reference" in needs else None,
+        outputs=said,
+        trusted=few,
+        optimizer=optimizer,
+        log=log,
+    )
 
 
 def _canaries(config: RunConfig, data: Rows) -> Canaries | None:
