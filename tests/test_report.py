@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -7,15 +8,22 @@ import numpy as np
 import pytest
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
-matplotlib = pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+pytest.importorskip("altair", reason="needs the extra 'report'")
+pytest.importorskip("vl_convert", reason="needs the extra 'report'")
 Image = pytest.importorskip("PIL.Image", reason="needs the extra 'images'")
 
-from gradmimic.errors import DataError  # noqa: E402
-from gradmimic.report import LowSample, Metric, ReportData, render_report, write_report  # noqa: E402
-from gradmimic.report.figures import curve_figure, score_figure  # noqa: E402
+from gradmimic.report import Frame, Metric, render_report, write_report  # noqa: E402
+from gradmimic.report.charts.classes import class_chart, confusion_chart  # noqa: E402
+from gradmimic.report.charts.curves import curve_chart  # noqa: E402
+from gradmimic.report.charts.histogram import score_chart  # noqa: E402
+from gradmimic.report.charts.threshold import thresholds  # noqa: E402
+from gradmimic.report.grids import Grid  # noqa: E402
+from gradmimic.report.inline import json_block, policy  # noqa: E402
+from gradmimic.report.numbers import Interval  # noqa: E402
 from gradmimic.report.pictures import data_uri  # noqa: E402
 
 EVIL = "<script>alert(1)</script>\"'{{ 7 * 7 }}"
+CLOSING = "</script><img src=x onerror=alert(1)><!--"
 
 
 def picture(kind="PNG", size=(8, 6), **options):
@@ -24,107 +32,155 @@ def picture(kind="PNG", size=(8, 6), **options):
     return buffer.getvalue()
 
 
-def example(**changes):
+def charts(*names):
+    """Every kind of chart, with these names of classes."""
     rng = np.random.default_rng(0)
-    low = LowSample("a/1.png", "cat", -0.5, suggested="dog", true="dog", p_clean=0.02, text="hi")
+    scores = np.r_[rng.normal(1, 0.2, 80), rng.normal(-1, 0.2, 20)]
+    moved = thresholds(scores, own=None, removed=20, p_clean=scores > 0, wrong=scores < 0)
+    names = names or ("cat", "dog")
+    return [
+        score_chart(scores, rng.normal(-1, 0.5, 30), thresholds=moved),
+        curve_chart({"plain": {0: 0.6, 1: 0.7}}, "accuracy", "Higher is better.", 0.75),
+        class_chart({name: Interval(0.1, 0.0, 0.2) for name in names}),
+        confusion_chart(names, np.array([0, 1]), np.array([1, 0]), np.ones(2, bool)),
+        None,  # nothing to show
+    ]
+
+
+def example(**changes):
     parts = {
         "title": "digits",
-        "total": 1000,
-        "removed": 180,
-        "plain_accuracy": 0.714,
-        "reweighted_accuracy": 0.752,
-        "reference_accuracy": 0.737,
-        "auroc": 0.949,
+        "verdict": "It went well.",
+        "tiles": [("plain", "71.4 %", "test accuracy")],
+        "notes": ["look out"],
+        "charts": charts(),
+        "grids": [Grid("Read", "adds up", ["", "rows", "first"], [["kept", "9", "00: 07"]])],
         "metrics": [Metric("F1", 0.91, "0 … 1"), Metric("accuracy", 0.5, percent=True)],
-        "scores": {epoch: rng.normal(size=200) for epoch in range(3)},
-        "mislabelled": np.arange(200) < 80,
-        "curves": {"plain": {0: 0.6, 1: 0.7}, "re-weighted": {0: 0.65, 1: 0.75}},
-        "reference_level": 0.737,
-        "lowest": [low, LowSample(7, "cat", -0.4, true="cat")],
         "config": {"epochs": 2, "seeds": [0, 1], "noise": None},
         "versions": {"gradmimic": "0.1.0"},
-        "notes": ["look out"],
     }
-    return ReportData(**{**parts, **changes})
+    return Frame(**{**parts, **changes})
 
 
 class Tags(HTMLParser):
-    """Collect the tags of a page, what its attributes point to, and its text."""
+    """Collect the tags of a page, what its attributes point to, its scripts and its text."""
 
     def __init__(self, html):
         super().__init__()
         self.tags, self.targets, self.handlers, self.text = [], [], [], ""
+        self.scripts, self.data = [], []  # what runs, and what does not
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.targets += [value for name, value in attrs if name in {"src", "href", "xlink:href"}]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        if tag == "script":
+            kind = self.data if ("type", "application/json") in attrs else self.scripts
+            kind.append("")
 
     def handle_data(self, data):
-        if self.tags[-1:] != ["style"]:
+        if self.cdata_elem == "script":
+            at = self.data if self.data and self.rawdata_is_json() else self.scripts
+            at[-1] += data
+        elif self.cdata_elem is None:
             self.text += f"{data} "
+
+    def rawdata_is_json(self):
+        return 'type="application/json"' in self.get_starttag_text()
+
+
+def check_safe(html):
+    """See that a page runs its own scripts and nothing else, and asks for nothing."""
+    page = Tags(html)
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in page.scripts
+    ]
+    own = f" script-src {' '.join(hashes)};" if hashes else ""
+    allowed = f"default-src 'none';{own} style-src 'unsafe-inline'; img-src data:"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{allowed}">' in html
+    assert page.handlers == []
+    assert all(target.startswith(("data:image/", "#")) for target in page.targets)
+    assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
+    styles = " ".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
+    assert re.findall(r"url\(|@import", styles) == []
+    ids = re.findall(r'\bid="([^"]+)"', re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL))
+    assert len(ids) == len(set(ids))
+    return page
 
 
 def test_everything_from_data_is_escaped():
-    low = LowSample(EVIL, EVIL, -1.0, suggested=EVIL, true=EVIL + "!", text=EVIL)
-    shown = LowSample(EVIL, EVIL, -1.0, image=picture())
     html = render_report(
-        example(
-            title=EVIL,
-            lowest=[low, shown],
-            config={EVIL: EVIL},
-            versions={EVIL: EVIL},
-            notes=[EVIL],
-            metrics=[Metric(EVIL, EVIL, EVIL)],
-            curves={EVIL: {0: 0.5}},
+        Frame(
+            EVIL, EVIL, [(EVIL, EVIL, EVIL)], [EVIL], charts(EVIL, CLOSING), None,
+            [Grid(EVIL, EVIL, [EVIL, EVIL], [[EVIL, EVIL]])], [Metric(EVIL, EVIL, EVIL)],
+            {EVIL: EVIL}, {EVIL: EVIL},
         )
-    )
-    page = Tags(html)
-    assert "<script" not in html.lower()
-    assert "script" not in page.tags
-    assert page.handlers == []
-    # Heading and tab, four labels, text, three ids with the second's alt text in an attribute, …
-    assert page.text.count("<script>alert(1)</script>") >= 14
+    )  # fmt: skip
+    page = check_safe(html)
+    assert "<script>alert" not in html
+    assert "<img" not in html.replace(page.scripts[0], "")  # Vega makes pictures, of none here
+    assert len(page.scripts) == 2
+    assert page.text.count("<script>alert(1)</script>") >= 20
     assert "{{ 7 * 7 }}" in page.text
+    assert CLOSING in page.text  # in the tables of numbers
+    assert any("\\u003c/script\\u003e\\u003cimg" in data for data in page.data)
+
+
+def test_data_within_a_page_cannot_end_their_element():
+    block = json_block("x", {CLOSING: [EVIL, "\u2028 & ü", 0.1]})
+    page = Tags(f"<p>{block}</p>")
+    assert page.tags == ["p", "script"]
+    assert "<" not in page.data[0]
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            json_block("x", [bad])
 
 
 def test_the_page_needs_nothing_else():
-    html = render_report(example(lowest=[LowSample(1, "cat", -1.0, image=picture())]))
-    page = Tags(html)
-    assert page.targets
-    assert all(target.startswith(("data:image/", "#")) for target in page.targets)
-    assert not {"link", "iframe", "object", "script"} & set(page.tags)
-    assert re.findall(r"url\((?!#)", html) == []
-    assert "default-src 'none'" in html
+    page = check_safe(render_report(example()))
+    assert len(page.scripts) == 2
+    assert "vegaEmbed" in page.scripts[0]
+    assert page.scripts[1].startswith('"use strict";')
+    bare = check_safe(render_report(example(charts=[])))
+    assert bare.scripts == []
 
 
-def test_the_numbers_are_on_the_page():
-    text = " ".join(Tags(render_report(example())).text.split())
-    assert "took test accuracy from 71.4 % to 75.2 % (+3.8 points)" in text
-    assert "removes 180 of 1,000 samples (18.0 %)" in text
-    assert "AUROC 0.949" in text
-    assert "accuracy 50.0 %" in text
-    assert "1 of 2 carry a label that is known to be wrong" in text
-    assert "given ✗ cat reference dog true dog a/1.png score −0.5 p(clean) 0.02" in text
-    assert "given ✓ cat true cat 7 score −0.4" in text
-    assert "epochs 2 seeds 0, 1 noise –" in text
+def test_no_script_may_run_that_the_page_does_not_hold():
+    assert "script-src" not in policy([])
+    for word in ("unsafe-eval", "script-src 'unsafe", "nonce", "http"):
+        assert word not in policy(["let a;"])
+
+
+def test_the_numbers_are_on_the_page_without_scripts():
+    html = render_report(example())
+    text = " ".join(Tags(html).text.split())
+    for words in (
+        "digits It went well. plain 71.4 % test accuracy look out",
+        "Their numbers stand in the table below each.",
+        "removes 20 of 100 samples (20.0 %). Expected to be bad: 20 of these (100.0 %), 0 of those",
+        "epoch plain reference 0 60.0 % 75.0 % 1 70.0 % 75.0 %",
+        "class estimated at least at most cat 10.0 % 0.0 % 20.0 %",
+        "given suggested samples cat dog 1 dog cat 1",
+        "Read adds up rows first kept 9 00: 07",
+        "F1 0.91 0 … 1 accuracy 50.0 %",
+        "epochs 2 seeds 0, 1 noise –",
+    ):
+        assert words in text
+    assert 'role="img" aria-label="Test accuracy by epoch: plain from 60.0' in html
+    order = [text.index(word) for word in ("It went", "look out", "Scores and", "F1", "Config")]
+    assert order == sorted(order)
 
 
 def test_what_is_not_known_is_left_out():
-    text = Tags(render_report(ReportData(title="bare", total=10, removed=0))).text
-    assert "removes 0 of 10 samples" in text
-    for word in ("accuracy", "AUROC", "Scores and training", "lowest", "Configuration", "None"):
+    text = Tags(render_report(Frame("bare", "Nothing."))).text
+    for word in ("accuracy", "AUROC", "Scores and training", "Metrics", "Configuration", "None"):
         assert word not in text
 
 
 def test_the_same_data_give_the_same_page():
     assert render_report(example()) == render_report(example())
-
-
-def test_ids_in_the_page_are_unique():
-    ids = re.findall(r'\bid="([^"]+)"', render_report(example()))
-    assert len(ids) == len(set(ids))
 
 
 def test_pictures_are_encoded_anew():
@@ -144,41 +200,8 @@ def test_pictures_are_encoded_anew():
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg onload='alert(1)'/>", picture()[:40]])
-def test_what_is_no_picture_is_said_so(content):
+def test_what_is_no_picture_is_none(content):
     assert data_uri(content) is None
-    html = render_report(example(lowest=[LowSample(1, "cat", -1.0, image=content)]))
-    assert "This picture cannot be decoded." in html
-    assert "onload" not in html
-
-
-def test_figures_tell_the_groups_apart_and_bring_settings_back():
-    before = dict(matplotlib.rcParams)
-    scores = {epoch: np.linspace(-1, 1, 50) / (epoch + 1) for epoch in range(20)}
-    flags = np.arange(50) < 20
-    plain, marked = score_figure(scores), score_figure(scores, flags)
-    assert "wrong label" in marked
-    assert "wrong label" not in plain
-    drawn = re.findall(r">epoch (\d+)<", marked)
-    assert len(drawn) == 8
-    assert {"0", "19"} <= set(drawn)
-    assert "currentColor" in plain
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_figures_of_little_data():
-    assert score_figure({}) == ""
-    assert score_figure({0: np.full(3, np.nan)}) == ""
-    for values in (np.zeros(5), np.array([1.0]), np.array([1.0, np.nan]), np.full(4, 1e-30)):
-        assert score_figure({0: values}, np.zeros(len(values), bool)).startswith("<svg")
-    assert curve_figure({}) == ""
-    assert curve_figure({"plain": {}}) == ""
-    assert ">reference<" in curve_figure({"plain": {3: 0.5}}, reference_level=0.6)
-    assert ">training loss<" in curve_figure({"$x_1$": {0: 2.0, 1: 1.0}}, "loss")
-
-
-def test_flags_and_scores_go_together():
-    with pytest.raises(DataError, match="200 scores for epoch 0, but 3 flags of mislabelled"):
-        example(mislabelled=np.zeros(3, bool))
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -187,7 +210,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     first = path.read_bytes()
     assert first.startswith(b"<!doctype html>")
     assert first.rstrip().endswith(b"</html>")
-    monkeypatch.setattr("gradmimic.report.page.score_figure", lambda *_: 1 / 0)
+    monkeypatch.setattr("gradmimic.report.page.bundle", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(path, example())
     assert path.read_bytes() == first

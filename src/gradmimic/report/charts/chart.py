@@ -17,6 +17,7 @@ from gradmimic.report.inline import json_block
 BLUE, ORANGE, GREEN = "#0085c7", "#e8710a", "#009e73"
 INK = "currentColor"
 DASH = [5, 4]
+ONE = "one"  # the table of one row, for what is drawn once
 ACROSS = {"width": "container", "height": 220}  # as wide as the page allows
 
 
@@ -54,16 +55,22 @@ def altair() -> Any:
     return import_extra("altair", "report")
 
 
-def data(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return rows as the data of a chart, which stand within it."""
-    return altair().Data(values=list(rows))
+def table(name: str) -> Any:
+    """Return what stands for one of a chart's tables, which ``spec_of`` takes."""
+    return altair().NamedData(name=name)
 
 
-def spec_of(chart: Any) -> dict[str, Any]:
-    """Return the specification of a chart of Altair's, checked, without Altair's own style."""
+def spec_of(chart: Any, **tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a chart's specification, checked, with its tables and without Altair's own style.
+
+    Args:
+        chart: a chart of Altair's.
+        tables: the rows of each ``table(name)`` in it.
+    """
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("config", None)
-    return spec
+    found = {name: list(rows) for name, rows in tables.items()}
+    return {**spec, "datasets": {**found, ONE: [{}]}}
 
 
 def shown_chart(chart: Chart) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from gradmimic.report.charts.chart import (
     ORANGE,
     Chart,
     altair,
-    data,
     spec_of,
+    table,
 )
 from gradmimic.report.numbers import Interval, percent
 
@@ -52,7 +52,7 @@ def class_chart(
         | ({} if known is None else {"known": known.get(name)})
         for name in drawn
     ]
-    base = alt.Chart(data(rows)).encode(
+    base = alt.Chart(table("rows")).encode(
         y=alt.Y(
             "class:N",
             title=None,
@@ -99,7 +99,9 @@ def class_chart(
         f"Estimated share of wrong labels of {len(order)} classes: highest for {worst} with "
         f"{percent(rates[worst].value)}, lowest for {best} with {percent(rates[best].value)}.",
         caption,
-        spec_of(alt.layer(*layers).properties(width="container", height=_ROW * len(drawn))),
+        spec_of(
+            alt.layer(*layers).properties(width="container", height=_ROW * len(drawn)), rows=rows
+        ),
         columns if known is None else [*columns, "known"],
         [
             [
@@ -173,7 +175,7 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
     most = max(row["samples"] for row in rows)
     angle = 0 if max(map(len, present)) <= 2 else -45
     cells = (
-        alt.Chart(data(rows))
+        alt.Chart(table("rows"))
         .mark_rect(color=ORANGE)
         .encode(
             x=alt.X(
@@ -197,7 +199,7 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
         )
     )
     text = (
-        alt.Chart(data(rows))
+        alt.Chart(table("rows"))
         .mark_text(color=INK, fontSize=10)
         .encode(
             x=alt.X("suggested:N", sort=None),
@@ -205,15 +207,15 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
             text=alt.Text("samples:Q", format=",~s" if most > 999 else "d"),
         )
     )
-    size = len(scale.domain)
-    return spec_of(alt.layer(cells, text).properties(width="container", height=(_ROW + 4) * size))
+    height = (_ROW + 4) * len(scale.domain)
+    return spec_of(alt.layer(cells, text).properties(width="container", height=height), rows=rows)
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     alt = altair()
-    table = [{**row, "pair": f"{row['given']} → {row['suggested']}"} for row in rows]
+    pairs = [{**row, "pair": f"{row['given']} → {row['suggested']}"} for row in rows]
     chart = (
-        alt.Chart(data(table))
+        alt.Chart(table("rows"))
         .mark_bar(color=ORANGE, opacity=0.75)
         .encode(
             x=alt.X("samples:Q", axis=alt.Axis(tickMinStep=1, format=",d")),
@@ -221,4 +223,4 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             tooltip=["given:N", "suggested:N", alt.Tooltip("samples:Q", format=",")],
         )
     )
-    return spec_of(chart.properties(width="container", height=_ROW * len(table)))
+    return spec_of(chart.properties(width="container", height=_ROW * len(pairs)), rows=pairs)

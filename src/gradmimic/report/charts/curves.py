@@ -9,11 +9,12 @@ from gradmimic.report.charts.chart import (
     DASH,
     GREEN,
     INK,
+    ONE,
     ORANGE,
     Chart,
     altair,
-    data,
     spec_of,
+    table,
 )
 from gradmimic.report.numbers import Interval, percent
 
@@ -97,7 +98,7 @@ def _curves(
         ),
     }
     lines = [
-        alt.Chart(data(rows))
+        alt.Chart(table("rows"))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=36))
         .encode(
             **shared,
@@ -108,13 +109,14 @@ def _curves(
             ],
         )
     ]
-    for name, value in level.items():
+    levels = [{"value": value, "which": name} for name, value in level.items()]
+    if levels:
         lines.append(
-            alt.Chart(data([{"value": value, "which": name}]))
+            alt.Chart(table("levels"))
             .mark_rule(strokeDash=DASH, strokeWidth=1.2)
             .encode(y="value:Q", color="which:N")
         )
-    return spec_of(alt.layer(*lines).properties(**ACROSS))
+    return spec_of(alt.layer(*lines).properties(**ACROSS), rows=rows, levels=levels)
 
 
 def visit_chart(areas: Sequence[Interval], kind: str) -> Chart | None:
@@ -138,7 +140,7 @@ def visit_chart(areas: Sequence[Interval], kind: str) -> Chart | None:
     ]
     bounds = [0.5, *(own.low for own in areas), *(own.high for own in areas)]
     visits = range(len(areas))
-    base = alt.Chart(data(rows)).encode(
+    base = alt.Chart(table("rows")).encode(
         x=alt.X("visit:Q", scale=_inside(visits), axis=_whole(visits, "visit")),
         tooltip=[
             "visit:Q",
@@ -152,7 +154,7 @@ def visit_chart(areas: Sequence[Interval], kind: str) -> Chart | None:
         ),
         base.mark_line(color=BLUE, strokeWidth=2, point=alt.OverlayMarkDef(size=36, color=BLUE))
         .encode(y=y),
-        alt.Chart(data([{}]))
+        alt.Chart(table(ONE))
         .mark_rule(strokeDash=DASH, color=INK, opacity=0.6)
         .encode(y=alt.datum(0.5, type="quantitative")),
     )  # fmt: skip
@@ -163,7 +165,7 @@ def visit_chart(areas: Sequence[Interval], kind: str) -> Chart | None:
         f"AUROC of {kind} canaries by visit: from {first.value:.3f} to {last.value:.3f}.",
         f"How well the scores of each visit tell {kind} canaries from samples, with 95 % "
         "intervals: 0.5, dashed, is chance. Later visits tend to know less.",
-        spec_of(chart.properties(**ACROSS)),
+        spec_of(chart.properties(**ACROSS), rows=rows),
         ["visit", "AUROC", "at least", "at most"],
         [[str(visit), *(f"{number:.3f}" for number in own)] for visit, own in enumerate(areas)],
     )

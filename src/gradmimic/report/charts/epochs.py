@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradmimic.report.charts.chart import BLUE, INK, ORANGE, Chart, altair, data, spec_of
+from gradmimic.report.charts.chart import BLUE, INK, ONE, ORANGE, Chart, altair, spec_of, table
 from gradmimic.report.charts.histogram import counts, edges
 from gradmimic.report.numbers import short
 
@@ -151,12 +151,11 @@ def _spec(
             scale=alt.Scale(domain=names or ["samples"], range=[BLUE, ORANGE][: len(names) or 1]),
         ),
     }
-    table = data(rows)
     chart = alt.layer(
-        alt.Chart(table).mark_area(opacity=0.4, clip=True).encode(**shared, y2="base:Q"),
-        alt.Chart(table).mark_line(strokeWidth=1.2, clip=True).encode(**shared),
-        alt.Chart(data([{}]))
+        alt.Chart(table("rows")).mark_area(opacity=0.4, clip=True).encode(**shared, y2="base:Q"),
+        alt.Chart(table("rows")).mark_line(strokeWidth=1.2, clip=True).encode(**shared),
+        alt.Chart(table(ONE))
         .mark_rule(color=INK, opacity=0.35, clip=True)
         .encode(x=alt.datum(0, type="quantitative")),
     )
-    return spec_of(chart.properties(width="container", height=60 + _PIXELS * len(drawn)))
+    return spec_of(chart.properties(width="container", height=60 + _PIXELS * len(drawn)), rows=rows)

@@ -18,11 +18,12 @@ from gradmimic.report.charts.chart import (
     BLUE,
     DASH,
     INK,
+    ONE,
     ORANGE,
     Chart,
     altair,
-    data,
     spec_of,
+    table,
 )
 from gradmimic.report.charts.threshold import OUTSIDE, Thresholds
 from gradmimic.report.numbers import short
@@ -45,7 +46,7 @@ def edges(scores: Sequence[npt.NDArray[Any]], bins: int = BINS) -> npt.NDArray[n
         array([-0.5,  0. ,  0.5])
     """
     low, high = np.quantile(np.concatenate(scores).astype(np.float64), [OUTSIDE, 1 - OUTSIDE])
-    margin = 0.02 * (high - low)
+    margin = 0.01 * (high - low)
     # A range so narrow that its bins would be no numbers of their own gets a wider one.
     if not margin > 1e-12 * max(abs(low), abs(high)):
         margin = 0.5 * max(abs(low), 1.0)
@@ -138,7 +139,7 @@ def _spec(
         scale=alt.Scale(domain=[lows[0], highs[-1]], nice=False, zero=False),
     )
     layers = [
-        alt.Chart(data(bars))
+        alt.Chart(table("bars"))
         .mark_bar(binSpacing=0, opacity=0.75)
         .encode(
             x=x,
@@ -157,27 +158,27 @@ def _spec(
             ],
         )
     ]
+    outline = []
     if canaries:
         outline = [
             {"from": low, "height": height, "which": "canaries"}
             for low, height in zip([*lows, highs[-1]], [*canaries, 0.0], strict=True)
         ]
         layers.append(
-            alt.Chart(data(outline))
+            alt.Chart(table("outline"))
             .mark_line(interpolate="step-after", strokeDash=DASH, strokeWidth=1.2)
             .encode(x="from:Q", y=alt.Y("height:Q"), color="which:N")
         )
     if thresholds is not None:
         at = alt.datum(alt.ExprRef("threshold"), type="quantitative")
-        nothing = data([{}])
         layers += [
-            alt.Chart(nothing)
+            alt.Chart(table(ONE))
             .mark_rect(opacity=0.12, color=INK, clip=True, tooltip=None)
             .encode(x=alt.datum(lows[0], type="quantitative"), x2=at),
-            alt.Chart(nothing).mark_rule(strokeWidth=2, color=INK, clip=True).encode(x=at),
+            alt.Chart(table(ONE)).mark_rule(strokeWidth=2, color=INK, clip=True).encode(x=at),
         ]
     chart = alt.layer(*layers).properties(**ACROSS)
     if thresholds is not None:
         start = thresholds.at[thresholds.start]
         chart = chart.add_params(alt.param(name="threshold", value=start))
-    return spec_of(chart)
+    return spec_of(chart, bars=bars, outline=outline)
