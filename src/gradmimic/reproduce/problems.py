@@ -92,7 +92,7 @@ def open_problem(
         arrays = [part.features() for part in parts]
         content = digest(*arrays, *(part.labels for part in parts))
         about |= {"backbone": FEATURES, "data": content}
-        return _probe(data, [torch.from_numpy(array) for array in arrays], device, about)
+        return _probe(data, [torch.tensor(array) for array in arrays], device, about)
     model = Backbone(backbone, len(data.classes)).to(device)
     content = digest(*(part.labels for part in parts), *(part.encoded() for part in parts))
     shown = Path(backbone).name if Path(backbone).is_dir() else backbone
@@ -126,7 +126,7 @@ def _rows(inputs: Tensor, part: Split, device: torch.device) -> Rows:
 def _encoded(model: Backbone, part: Split, file: Path, size: int, progress: Progress) -> Tensor:
     """Return ``[n, d]`` features, kept as a file from the first time on."""
     if file.is_file():
-        return torch.from_numpy(np.array(load_npy(file)))
+        return torch.tensor(load_npy(file))
     pictures = torch.from_numpy(part.pictures(size))
     found = model.encode(pictures, progress(f"features of {part.where}", encode_steps(len(part))))
     file.parent.mkdir(parents=True, exist_ok=True)
