@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import gradmimic
 
 # More than a few seconds each.
-SLOW = {"command-line", "lightning", "lora", "sft-trainer", "sklearn", "trainer"}
+SLOW = {"command-line", "lightning", "lora", "review", "sft-trainer", "sklearn", "trainer"}
 
 
 def shell(example):
