@@ -22,11 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from harness import save
 from label_issues_data import SOURCES
 from label_issues_measure import BIG, IN_TURNS, in_own_process
 from label_issues_methods import methods
-from label_issues_tables import Row, markdown, medians, told, verdicts
+from label_issues_tables import Row, goals, markdown, medians, verdicts
 from rich.console import Console
 from rich.progress import Progress
 
@@ -94,11 +95,13 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="cells of such data, noise and method: 'human + ours'; not saved"
     )
-    parser.add_argument("--out", type=Path, default=Path("label_issues_cells"))
+    parser.add_argument("--out", type=Path, default=Path("runs/label_issues"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as in every cell
+    wide = arguments.features is not None
     asked = [
         cell
-        for cell in cells(arguments.seeds, 1280 if arguments.features else 384)
+        for cell in cells(arguments.seeds, 1280 if wide else 384)
         if all(word in named(cell) for word in arguments.only.split(" + "))
     ]
     rows: list[Row] = []
@@ -120,13 +123,13 @@ def main() -> None:
     for name in SOURCES:
         if any(row["data"] == name for row in found):
             print(markdown(found, name))
-    for verdict in judged:
-        print(told(verdict))
+    if judged:
+        print(goals(judged))
     for row in speed:
         print(f"{'met' if row['met'] else 'NOT MET'}: {row['data']}: {row['ratio']:.1f} × faster")
     if not arguments.only:
         results = {"rows": found, "verdicts": judged, "speed": speed}
-        command = "python benchmarks/label_issues.py --features FOLDER"
+        command = "python benchmarks/label_issues.py" + " --features FOLDER" * wide
         print(f"saved to {save('label_issues', results, command)}")
 
 

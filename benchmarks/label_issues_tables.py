@@ -60,8 +60,7 @@ def markdown(rows: Sequence[Row], data: str) -> str:
         peak = max(row["peak_mib"] for row in here.values())
         lines.append([method, *(_cell(here.get(c)) for c in cases), f"{cpu:.1f}", f"{peak:.0f}"])
     headings = [data, *(case.removeprefix(f"{data}, ") for case in cases), "CPU s", "MiB"]
-    tabulate = import_extra("tabulate", "reproduce")
-    return str(tabulate.tabulate(lines, headings, tablefmt="github", disable_numparse=True)) + "\n"
+    return _github(lines, headings)
 
 
 def _cell(row: Row | None) -> str:
@@ -70,7 +69,7 @@ def _cell(row: Row | None) -> str:
         return ""
     if not row["wrong"]:
         return f"{row['flagged']:.1%} flagged"
-    return " / ".join(f"{row[name]:.3f}".removeprefix("0") for name in QUALITY)
+    return " / ".join(_figure(row[name]) for name in QUALITY)
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Row]:
@@ -105,9 +104,25 @@ def _best(rows: Sequence[Row], name: str, key: str) -> Row:
     return {key: best and best["method"], f"{key}_value": best and best[name]}
 
 
-def told(verdict: Row) -> str:
-    """Write a verdict as a sentence."""
-    where = f"{verdict['case']}, {verdict['trusted']:,} trusted, {verdict['figure']}"
-    against = f"{verdict['ours']:.3f} to {verdict['rival_value']:.3f} of {verdict['rival']}"
-    beside = f"of all {verdict['any_value']:.3f}, {verdict['any']}"
-    return f"{'met' if verdict['met'] else 'NOT MET'}: {where}: {against} ({beside})"
+def goals(judged: Sequence[Row]) -> str:
+    """Lay out verdicts: ours, the best rival that counts, and the best of all others beside."""
+    lines = [
+        [
+            verdict["case"], f"{verdict['trusted']:,}", verdict["figure"].replace("_", " "),
+            _figure(verdict["ours"]), f"{_figure(verdict['rival_value'])} {verdict['rival']}",
+            "met" if verdict["met"] else "**not met**",
+            f"{_figure(verdict['any_value'])} {verdict['any']}",
+        ]
+        for verdict in judged
+    ]  # fmt: skip
+    headings = ["case", "trusted", "figure", "ours", "best rival", "goal", "best of all others"]
+    return _github(lines, headings)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".removeprefix("0")
+
+
+def _github(lines: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    tabulate = import_extra("tabulate", "reproduce")
+    return f"{tabulate.tabulate(lines, headings, tablefmt='github', disable_numparse=True)}\n"
