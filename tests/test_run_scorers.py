@@ -10,7 +10,8 @@ from gradmimic import Outputs, ScoreLog
 from gradmimic.cli import app
 from gradmimic.data import symmetric
 from gradmimic.errors import ConfigError
-from gradmimic.run.config import OTHERS, RunConfig, load_config
+from gradmimic.run.config import RunConfig, load_config
+from gradmimic.run.other_scorers import IN_TRAINING
 from gradmimic.scorers import SCORERS
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra 'demo'")
@@ -23,13 +24,13 @@ def folder(tmp_path):
 
 
 def test_the_names_of_the_configuration_are_those_of_the_scorers():
-    assert {*OTHERS} == {*SCORERS} - {"mimic"}
+    assert {*IN_TRAINING} == {*SCORERS} - {"mimic"}
 
 
 FEW = ("reference_loss", "margin", "influence", "mimic_adam")
 
 
-@pytest.mark.parametrize("others", [FEW, pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("others", [FEW, pytest.param(IN_TRAINING, marks=pytest.mark.slow)])
 def test_others_are_logged_and_compared_and_change_nothing(folder, others):
     alone, table = run_blobs(folder)
     found, same = run_blobs(folder, out=str(folder / "all"), scorers=list(others))
@@ -88,7 +89,7 @@ def test_trained_canaries_and_a_table_of_outputs(folder):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"scorers": "lost"}, "There is no scorer 'lost'; expected loss, reference_loss"),
+        ({"scorers": "lost"}, "There is no scorer 'lost' here; expected loss, reference_loss"),
         ({"scorers": "mimic"}, "There is no scorer 'mimic'"),
         ({"scorers": ["loss", "loss"]}, "'loss' comes twice"),
         ({"scorers": "influence", "trusted": None, "reference": "self"}, "needs trusted samples"),

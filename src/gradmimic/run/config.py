@@ -21,14 +21,10 @@ from gradmimic.run.keys import (
     resolve,
     save_keys,
 )
+from gradmimic.run.other_scorers import IN_TRAINING, check_names, names_of, toward_weights
 from gradmimic.run.sft.config import SftConfig
 
 SELF = ("self", "self-early", "self-average")
-# What can be logged beside mimic, as gradmimic.scorers names it: that needs torch, this does not.
-OTHERS = (
-    "loss", "reference_loss", "rho", "el2n", "grand", "margin", "self_confidence", "agra",
-    "grad_match", "gwa", "influence", "mimic_cosine", "mimic_adam",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class RunConfig:
         None,
         "Selection",
         "Other scores to log beside mimic's, from the same passes, for select --scorer and for "
-        f"metrics: names with commas between, or a list in the file, of {', '.join(OTHERS)}.",
+        f"metrics: names with commas between, or a list in the file, of {', '.join(IN_TRAINING)}.",
     )
     rule: Literal["auto", "calibrated", "mixture", "two_means", "one_over_b"] = key(
         "auto",
@@ -216,14 +212,10 @@ class RunConfig:
     def _check_scorers(self) -> None:
         """Refuse names of no scorer, and scorers that lack what they ask for."""
         names = self.others
-        for name in names:
-            if name not in OTHERS:
-                raise ConfigError(f"There is no scorer {name!r}; expected {', '.join(OTHERS)}.")
-            if names.count(name) > 1:
-                raise ConfigError(f"The scorer {name!r} comes twice; name each once.")
+        check_names(names, IN_TRAINING)
         if "influence" in names and self.trusted is None:
             raise ConfigError("The scorer 'influence' needs trusted samples; give --trusted.")
-        toward = [name for name in names if name.startswith("mimic_")]
+        toward = toward_weights(names)
         if toward and (self.aligned not in ("none", "shift") or self.params not in (None, "head")):
             raise ConfigError(
                 f"The scorer {toward[0]!r} compares the head's weights with the reference's, but "
@@ -234,9 +226,7 @@ class RunConfig:
     @property
     def others(self) -> tuple[str, ...]:
         """The scorers that are logged beside mimic."""
-        if isinstance(self.scorers, str):
-            return tuple(name.strip() for name in self.scorers.split(",") if name.strip())
-        return self.scorers or ()
+        return names_of(self.scorers)
 
     @property
     def gives_outputs_only(self) -> bool:

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from gradmimic.canaries import Canaries, CanaryLosses, enough
+from gradmimic.canaries import Canaries, enough
 from gradmimic.data import Samples, read_samples
 from gradmimic.data.pairs.census import Row
-from gradmimic.errors import DataError, listed
+from gradmimic.errors import ConfigError, DataError, listed
 from gradmimic.log import ScoreLog
-from gradmimic.outputs import Outputs
+from gradmimic.outputs import Outputs, cache_outputs
+from gradmimic.reference import Reference, Source
+from gradmimic.run.beside import Beside, asked_of
 from gradmimic.run.checkpoints import (
     Remembered,
     check_classes,
@@ -32,6 +34,7 @@ from gradmimic.run.checkpoints import (
     with_shared_trunks,
 )
 from gradmimic.run.models import Classifier
+from gradmimic.run.other_scorers import toward_weights
 from gradmimic.run.outcome import write_labels
 from gradmimic.run.place import Place, find_place
 from gradmimic.run.prepare import read_outputs
@@ -45,12 +48,14 @@ from gradmimic.run.score_folder import (
     digest_samples,
     finish,
     open_folder,
+    tell_apart,
     telling_of_disk,
 )
 from gradmimic.scoring import score
 from gradmimic.separation import Area
 from gradmimic.trial import Given
 from gradmimic.units import finished
+from gradmimic.visit import Said
 
 Align: TypeAlias = Literal["none", "shift", "outputs"]
 Progress: TypeAlias = Callable[[str, int | None], Callable[[int], None]]
@@ -73,7 +78,7 @@ class ScoreSummary:
         seconds: that it took, without opening data and models.
         notes: what the reader must know.
         census: of pairs, what became of all that was read; adds up to its last row.
-        apart: of pairs, by scorer, the AUROC of samples over canaries.
+        apart: where there are several scorers, by scorer, the AUROC of samples over canaries.
     """
 
     log: Path
@@ -97,6 +102,7 @@ class _Toward(NamedTuple):
     temperature: float | Literal["auto"]
     digest: str
     notes: list[str]
+    model: Classifier | None  # None where a table of outputs is all there is
 
 
 def score_data(
@@ -133,6 +139,11 @@ def score_data(
     models = {str(f): restore(str(f), samples.inputs, "checkpoint", device=device) for f in files}
     check_classes(models, samples.classes, "checkpoint")
     toward = _toward(config, samples, models, device)
+    if (names := toward_weights(config.others)) and toward.align == "outputs":
+        raise ConfigError(
+            f"The scorer {names[0]!r} compares weights, but the reference has other layers below "
+            "the head than the checkpoints. Leave it out, or give align none."
+        )
     rate = None
     if config.canaries == "scored":
         rate = config.canary_rate or enough(len(samples))
@@ -148,6 +159,8 @@ def score_data(
         "canary_rate": rate,
         "seed": config.seed,
     }
+    if config.others:
+        told["scorers"] = list(config.others)
     open_folder(out, told, place, overwrite=config.overwrite)
     batches = RowBatches(samples, config.batch_size, device)
     began = time.perf_counter()
@@ -159,6 +172,7 @@ def score_data(
     skipped = Counter(own.reason for own in samples.skipped)
     if isinstance(toward.reference, Outputs):
         skipped["not in the table of outputs"] = len(samples) - visits // len(models)
+    apart = tell_apart(out / "log") if config.others else {}
     return ScoreSummary(
         out / "log",
         len(samples),
@@ -169,6 +183,7 @@ def score_data(
         len(samples) - before,
         seconds,
         toward.notes,
+        apart=apart,
     )
 
 
@@ -186,11 +201,6 @@ def _score_share(
     out = Path(config.out)
     canaries = None if rate is None else Canaries(rate, seed=config.seed)
 
-    def losses(model: nn.Module, batch: Labelled) -> tuple[Tensor, CanaryLosses | None]:
-        z = model(batch.inputs)  # [b, K]
-        drawn = None if canaries is None else canaries.labels(z, batch.labels, batch.ids)
-        return F.cross_entropy(z, batch.labels, reduction="none"), drawn
-
     given = {"data": config.data, "reference": config.reference, "checkpoints": [*models]}
     about = {"score": told, "given": given}
     with (
@@ -206,6 +216,16 @@ def _score_share(
         if place.rank == 0:
             on_batch = progress(what, sum(map(batches.rows_of, own)))
             on_batch(sum(batches.rows_of(number) for number in own if number in done))
+        left = [number for number in own if number not in done]
+        others = Beside(config.others, _weights(toward), _said(config, toward, batches, left))
+
+        def losses(model: nn.Module, batch: Labelled) -> Said:
+            with others.watching(model) as scores:
+                z = model(batch.inputs)  # [b, K]
+            drawn = None if canaries is None else canaries.labels(z, batch.labels, batch.ids)
+            more = scores.score(z, batch.labels, batch.ids, drawn) if scores else {}
+            return Said(F.cross_entropy(z, batch.labels, reduction="none"), drawn, more)
+
         score(
             with_shared_trunks(models) if config.params == "head" else models,
             toward.reference,
@@ -221,6 +241,24 @@ def _score_share(
             on_batch=on_batch,
         )
     return sum(map(batches.rows_of, done))
+
+
+def _weights(toward: _Toward) -> Reference | Source | None:
+    """Return the reference's weights, where there are any."""
+    return None if isinstance(toward.reference, Outputs) else toward.reference
+
+
+def _said(
+    config: ScoreConfig, toward: _Toward, batches: RowBatches, left: Sequence[int]
+) -> Outputs | None:
+    """Return what the reference says of the samples, where a scorer asks and some are left."""
+    if isinstance(toward.reference, Outputs):
+        return toward.reference
+    if "outputs" not in asked_of(config.others) or not left or toward.model is None:
+        return None
+    return cache_outputs(
+        toward.model, ((own.ids, own.inputs) for own in map(batches.__getitem__, left))
+    )
 
 
 def _samples(config: ScoreConfig) -> Samples:
@@ -247,7 +285,7 @@ def _toward(
     if config.is_table:
         table = read_outputs(config.reference, samples)
         return _Toward(
-            table, "outputs", config.temperature or "auto", digest_file(config.reference), []
+            table, "outputs", config.temperature or "auto", digest_file(config.reference), [], None
         )
     better = restore(config.reference, samples.inputs, "reference", device=device)
     check_classes({config.reference: better}, samples.classes, "reference")
@@ -268,4 +306,4 @@ def _toward(
         reference = {name: own[name] for name in own if name.startswith("head.")}
     tau: float | Literal["auto"] = "auto" if align == "outputs" else 0.7
     tau = tau if config.temperature is None else config.temperature
-    return _Toward(reference, align, tau, digest(better.state_dict()), notes)
+    return _Toward(reference, align, tau, digest(better.state_dict()), notes, better)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from gradmimic.errors import ConfigError
 from gradmimic.run.keys import check_least, check_positive, check_rate, key, resolve
+from gradmimic.run.other_scorers import OFFLINE, check_names, names_of, toward_weights
 
 CHECKPOINTS = (
     "Weights of one training, in order: files, folders of them, or patterns; with the task clip "
@@ -61,6 +62,12 @@ class ScoreConfig:
         "scores' spread in the batch.",
     )
     batch_size: int = key(128, "Scores", "Samples that share a softmax.")
+    scorers: str | tuple[str, ...] | None = key(
+        None,
+        "Scores",
+        "Other scores to log beside mimic's, from the same passes: names with commas between, of "
+        f"{', '.join(OFFLINE)}.",
+    )
     canaries: Literal["scored", "off"] = key("scored", "Scores", _CANARIES.format("labels"))
     canary_rate: float | None = key(None, "Scores", _RATE)
     seed: int = key(0, "Scores", "Decides the canaries.")
@@ -85,6 +92,18 @@ class ScoreConfig:
                 f"align={self.align!r} compares weights, but the reference {self.reference} is a "
                 "table of outputs; leave align out."
             )
+        check_names(self.others, OFFLINE)
+        toward = toward_weights(self.others)
+        if toward and (self.is_table or self.align == "outputs" or self.params != "head"):
+            raise ConfigError(
+                f"The scorer {toward[0]!r} compares the head's weights with the reference's. "
+                "Expected a file of weights, align none or shift, and params head; or leave it out."
+            )
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The scorers that are logged beside mimic."""
+        return names_of(self.scorers)
 
     @property
     def is_table(self) -> bool:

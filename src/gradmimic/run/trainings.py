@@ -19,11 +19,12 @@ from gradmimic.canaries import Canaries, enough
 from gradmimic.log import ScoreLog
 from gradmimic.outputs import Outputs
 from gradmimic.reweight import GradMimic
+from gradmimic.run.beside import asked_of
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.prepare import Prepared, Progress, prepare, to_rows
 from gradmimic.run.train import Curve, Rows, accuracy, few_of_each, logits, train
-from gradmimic.scorers import SCORERS, BatchScorer
+from gradmimic.scorers import BatchScorer
 
 _FEW = 10  # trusted samples of each class that influence looks at in every step
 
@@ -130,7 +131,7 @@ def _others(
     """Return what logs other scores beside mimic's; None where none are asked for."""
     if not config.others:
         return None
-    needs = {need for name in config.others for need in SCORERS[name].needs}
+    needs = asked_of(config.others)
     few = None
     if inputs.trusted is not None and "trusted" in needs:
         trusted = ready.encode(to_rows(inputs.trusted, ready.data.labels.device))

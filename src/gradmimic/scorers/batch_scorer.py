@@ -144,22 +144,15 @@ class BatchScorer:
             UsageError: no ``with`` block came before, logits of another pass, or no ids.
             LogError: the log refuses these rows.
         """
-        features, output = self._watch.taken()
-        check_labels(labels, logits)
-        _check_pass(logits, output)
         if isinstance(canaries, Canaries):
             names = range(len(labels)) if ids is None else ids
             drawn: CanaryLosses | None = canaries.labels(logits, labels, names)
         else:
             drawn = canaries
-        rows, all_labels = _with_canaries(labels, drawn)
-        trained = drawn is not None and drawn.trained
-        m = len(rows) if trained else len(labels)  # rows that train
+        found, seen, rows = self._score(logits, labels, ids, drawn)
+        m = seen.samples  # rows that train
         z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = check_losses(self._loss(z if m == len(labels) else z[rows], all_labels[:m]))
-        seen = self._seen(features, logits, ids, rows, all_labels, m)
-        check_losses(seen.losses)
-        found = {scorer.name: scorer(seen).detach() for scorer in self._scorers}
+        losses = self._loss(z if m == len(labels) else z[rows], seen.labels[:m])
         weights = {name: self._weights(name, own[:m], seen) for name, own in found.items()}
         self._record(ids, found, weights, seen, drawn, epoch)
         self.scores = {name: own[: len(labels)] for name, own in found.items()}
@@ -171,6 +164,42 @@ class BatchScorer:
         self.weights = own[: len(labels)]
         return (own * losses).sum()
 
+    def score(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ids: Ids | None = None,
+        canaries: CanaryLosses | None = None,
+    ) -> dict[str, Tensor]:
+        """Score the batch of the last ``with`` block alone: nothing is weighed or logged.
+
+        Args:
+            logits: as of :meth:`weigh`, like the next ones.
+            labels: ``[b]``.
+            ids: ``[b]``.
+            canaries: c drawn from these logits.
+
+        Returns:
+            ``[b + c]`` by scorer, of the samples, then of the canaries; higher is better.
+
+        Raises:
+            DataError, LossError, UsageError: as :meth:`weigh` does.
+        """
+        return self._score(logits, labels, ids, canaries)[0]
+
+    def _score(
+        self, logits: Tensor, labels: Tensor, ids: Any, canaries: CanaryLosses | None
+    ) -> tuple[dict[str, Tensor], HeadPass, Tensor]:
+        """Return the scores, the pass, and which sample each row of it is."""
+        features, output = self._watch.taken()
+        check_labels(labels, logits)
+        _check_pass(logits, output)
+        rows, all_labels = _with_canaries(labels, canaries)
+        trained = canaries is not None and canaries.trained
+        m = len(rows) if trained else len(labels)
+        seen = self._seen(features, logits, ids, rows, all_labels, m)
+        return {scorer.name: scorer(seen).detach() for scorer in self._scorers}, seen, rows
+
     def _seen(
         self, features: Tensor, logits: Tensor, ids: Any, rows: Tensor, labels: Tensor, m: int
     ) -> HeadPass:
@@ -179,6 +208,7 @@ class BatchScorer:
         weight, bias = whole(layer.weight), None if layer.bias is None else whole(layer.bias)
         own = rows if m < len(rows) else None
         seen = HeadPass.of(features[rows], logits[rows], labels, weight, bias, self._loss, m, own)
+        check_losses(seen.losses)
         more: dict[str, Any] = {}
         if "outputs" in self._needs:
             losses, known = context.reference_losses(ids, labels, rows, logits.shape[1])
