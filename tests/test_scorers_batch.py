@@ -287,6 +287,12 @@ def test_a_scorer_of_ones_own_scores_and_weighs(data):
     torch.testing.assert_close(loss, (w * F.cross_entropy(z, y, reduction="none")).sum())
 
 
+def test_no_scorers_are_plain_training(data):
+    model, (x, y) = nn.Linear(D, K), data
+    loss = one(BatchScorer(model, []), model, x, y)
+    assert torch.equal(loss, F.cross_entropy(model(x), y))
+
+
 def test_half_precision_is_scored_in_single(data):
     model, (x, y) = nn.Linear(D, K), data
     scores = BatchScorer(model, ["margin", "grand"], weigh_by="agra")

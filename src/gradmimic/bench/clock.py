@@ -20,7 +20,11 @@ class Timing(NamedTuple):
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], *, turns: int = 30, warmup: int = 3
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    turns: int = 30,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time candidates in turns; the first one named is the baseline.
 
@@ -30,6 +34,7 @@ def interleave(
         candidates: what to call, by name; on a GPU each call must end by waiting for it.
         turns: how many turns count.
         warmup: how many run before them.
+        clock: ``time.process_time`` counts what this process computes, however busy the machine.
 
     Returns:
         Each one's timing; the baseline's ratio is 1.
@@ -42,10 +47,10 @@ def interleave(
     order = list(candidates)
     for turn in range(-warmup, turns):
         for name in order if turn % 2 else reversed(order):
-            start = time.perf_counter()
+            start = clock()
             candidates[name]()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     baseline = seconds[order[0]]
     return {
         name: Timing(

@@ -244,6 +244,8 @@ class BatchScorer:
         canaries: CanaryLosses | None,
         epoch: int | None,
     ) -> None:
+        if not found:
+            return
         n = len(seen.labels)
         columns = []
         for name, own in found.items():
