@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
-pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+pytest.importorskip("vl_convert", reason="needs the extra 'report'")
 
-from test_report import EVIL, Tags
+from test_report import EVIL, Tags, check_safe
 
 from gradmimic import ScoreLog, select
 from gradmimic.data.instructions import Instruction, Message
@@ -77,26 +77,22 @@ def test_everything_from_data_is_escaped():
     evil = card(sample_id=EVIL, prompt=EVIL, tokens=[(EVIL, 0.5), ("<script>", -0.5)])
     html = render_tokens_report(
         TokensReport(
-            EVIL, EVIL, [(EVIL, EVIL, EVIL)], [EVIL], [("<svg></svg>", EVIL)],
+            EVIL, EVIL, [(EVIL, EVIL, EVIL)], [EVIL], [], None,
             [Grid(EVIL, EVIL, [EVIL, EVIL], [[EVIL, EVIL]])], [Metric(EVIL, EVIL, EVIL)],
             {EVIL: EVIL}, {EVIL: EVIL},
             ends=[("lowest", EVIL, [evil, card(tokens=None, response=EVIL)])],
         )
     )  # fmt: skip
-    found = Tags(html)
+    found = check_safe(html)
     assert "<script" not in html.lower()
-    assert "script" not in found.tags
-    assert found.handlers == []
     assert found.text.count("<script>alert(1)</script>") >= 20
     assert "{{ 7 * 7 }}" in found.text
 
 
 def test_the_page_needs_nothing_else():
-    html = page(card())
-    found = Tags(html)
+    found = check_safe(page(card()))
+    assert found.scripts == []
     assert all(target.startswith("#") for target in found.targets)
-    assert not {"link", "iframe", "object", "script"} & set(found.tags)
-    assert "default-src 'none'" in html
 
 
 def test_colours_are_laid_over_the_page_so_ink_stays_readable_in_the_dark():
@@ -133,7 +129,10 @@ def written(folder, log, tokens=True, asked=None):
     area = {"value": 0.98, "low": 0.97, "high": 0.99}
     values = {
         "auroc": {"mimic": area, "reference_loss": area}, "loss": 2.5, "reference_loss": 1.5,
-        "quality": {"noise_rate": {"value": 0.25, "low": 0.2, "high": 0.3}},
+        "quality": {
+            "noise_rate": {"value": 0.25, "low": 0.2, "high": 0.3},
+            "auroc": {"swapped": area}, "auroc_by_visit": [area],
+        },
     }  # fmt: skip
     census = [SimpleNamespace(what="kept", count=120, example="")]
     outcome = SimpleNamespace(
@@ -169,9 +168,13 @@ def test_the_ends_and_the_border_of_the_ranking_are_shown_each_sample_once(tmp_p
     cut = len(selection.removed)
     assert border == ranked[cut - BORDER : cut + BORDER]
     assert {*ranked[:cut]} == {*selection.removed}
-    for words in ("25.0 % of the responses do not fit", "look out", "my run"):
-        assert words in html.replace("\N{NO-BREAK SPACE}", " ")
-    text = " ".join(Tags(html).text.split())
+    text = " ".join(check_safe(html).text.split())
+    for words in (
+        "25.0 % of the responses do not fit", "look out", "my run",
+        "The scores can be trusted: they tell canaries from samples with AUROC 0.980",
+        f"removes {cut} of 120 samples",
+    ):  # fmt: skip
+        assert words in text
     assert f"q {ranked[1]} a b {ranked[1]} removed" in text
     assert f"score {scores[ranked[1]]:.3g}".replace("-", "−") in text
 

@@ -35,20 +35,20 @@
   };
 
   const whole = new Intl.NumberFormat("en");
-  const tenth = new Intl.NumberFormat("en", {
-    minimumFractionDigits: 1, maximumFractionDigits: 1, roundingMode: "halfEven",
-  });
-
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
-  const percent = (share) => `${tenth.format(100 * share)}\u00a0%`;
+  /** Prints a share as Python does: of two decimals equally near, the even one. */
+  function percent(share) {
+    const points = 100 * share;
+    return `${(points % 1 === 0.25 ? points - 0.05 : points).toFixed(1)}\u00a0%`;
+  }
 
   /** Says what a threshold removes, in the words of charts/threshold.py. */
   function said(own, place) {
     const count = own.removed[place];
     const parts = [
       `A threshold of ${own.printed[place]} removes ${whole.format(count)} of ` +
-        `${whole.format(own.total)} samples (${percent(count / own.total)}).`,
+        `${whole.format(own.total)} ${own.noun} (${percent(count / own.total)}).`,
     ];
     for (const { what, below, total } of own.tallies) {
       const share = count > 0 ? ` (${percent(below[place] / count)})` : "";
@@ -84,7 +84,7 @@
       slider.value = place;
       slider.setAttribute("aria-valuetext", own.printed[place]);
       words.textContent = said(own, place);
-      call.textContent = String(at);
+      if (call) call.textContent = String(at);
       view.signal("threshold", at).runAsync();
       document.dispatchEvent(new CustomEvent("gradmimic:threshold", { detail: { threshold: at } }));
     };
@@ -106,11 +106,14 @@
   }
 
   async function draw(plot) {
-    const { view } = await vegaEmbed(plot, read(`spec-${plot.dataset.chart}`), OPTIONS);
+    // Into a part of it, whose own words Vega may replace: those of the whole stay.
+    const spec = read(`spec-${plot.dataset.chart}`);
+    const { view } = await vegaEmbed(plot.firstElementChild, spec, OPTIONS);
     const controls = plot.closest("figure").querySelector(".threshold");
     if (controls) movable(view, plot, controls);
     plot.dataset.drawn = "";
   }
 
+  document.getElementById("unscripted").remove();
   for (const plot of document.querySelectorAll(".plot")) draw(plot);
 })();

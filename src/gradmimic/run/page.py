@@ -115,7 +115,6 @@ def _charts(
             selection,
             log,
             quality,
-            scores=selection.table["score"].to_numpy(),
             bad=None if wrong is None else wrong[rows],
             canaries_are=_CANARIES,
         ),

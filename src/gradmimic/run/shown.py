@@ -43,9 +43,10 @@ def score_charts(
     log: LogReader,
     quality: Mapping[str, Any] | None,
     *,
-    scores: npt.NDArray[np.floating],
+    other_scores: npt.NDArray[np.floating] | None = None,
     bad: npt.NDArray[np.bool_] | None = None,
     names: tuple[str, str] = ("right label", "wrong label"),
+    noun: str = "samples",
     canaries_are: str,
 ) -> list[Chart | None]:
     """Draw how the mean scores lie to the canaries', and how far they can be trusted.
@@ -54,11 +55,14 @@ def score_charts(
         selection: what stage 2 decided.
         log: every score.
         quality: what the canaries say, as ``Quality.as_dict``; None where there are none.
-        scores: ``[n]``, the mean mimic score of each sample, in the selection's order.
+        other_scores: ``[n]``, the mean mimic scores, where those of the selection are of another
+            kind; None takes the selection's.
         bad: ``[n]``, which samples are known to be bad.
         names: what samples are called that are known to be good, and bad.
+        noun: what samples are called.
         canaries_are: what canaries are.
     """
+    scores = selection.table["score"].to_numpy() if other_scores is None else other_scores
     if not len(scores):
         return []
     kind, canaries = _canary_means(log)
@@ -70,6 +74,8 @@ def score_charts(
         removed=len(selection.removed),
         p_clean=p_clean if told_apart(quality) and not np.isnan(p_clean).any() else None,
         wrong=bad,
+        selects=other_scores is None,
+        noun=noun,
     )
     visits = (quality or {}).get("auroc_by_visit", ())
     return [

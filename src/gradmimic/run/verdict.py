@@ -110,8 +110,8 @@ def trust_sentence(quality: Mapping[str, Any] | None) -> str:
     if area.low <= 0.5:
         return f"The scores cannot be trusted: {said}."
     if area.value < USELESS:
-        return f"The scores know little: {said} and {perfect:.2f} perfect."
-    return f"The scores can be trusted: {said} and {perfect:.2f} perfect."
+        return f"The scores know little: {said} and about {perfect:.2f} is perfect."
+    return f"The scores can be trusted: {said} and about {perfect:.2f} is perfect."
 
 
 def _area(quality: Mapping[str, Any]) -> Interval:

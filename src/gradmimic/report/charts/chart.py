@@ -86,6 +86,6 @@ def shown_chart(chart: Chart) -> dict[str, Any]:
         "thresholds": own and json_block(f"thresholds-{chart.name}", own.as_dict()),
         "steps": own and len(own.at) - 1,
         "start": own and own.start,
-        "at": own and repr(own.at[own.start]),
+        "at": own and own.selects and repr(own.at[own.start]),
         "said": own and own.said(own.start),
     }

@@ -174,6 +174,7 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
     scale = alt.Scale(domain=[name for name in classes if name in present])
     most = max(row["samples"] for row in rows)
     angle = 0 if max(map(len, present)) <= 2 else -45
+    tooltip = ["given:N", "suggested:N", alt.Tooltip("samples:Q", format=",")]
     cells = (
         alt.Chart(table("rows"))
         .mark_rect(color=ORANGE)
@@ -195,7 +196,7 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
                 scale=alt.Scale(domain=[0, most], range=[0.06, 0.85]),
                 legend=None,
             ),
-            tooltip=["given:N", "suggested:N", alt.Tooltip("samples:Q", format=",")],
+            tooltip=tooltip,
         )
     )
     text = (
@@ -204,7 +205,8 @@ def _heat(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str
         .encode(
             x=alt.X("suggested:N", sort=None),
             y=alt.Y("given:N", sort=None),
-            text=alt.Text("samples:Q", format=",~s" if most > 999 else "d"),
+            text=alt.Text("samples:Q", format=".2~s" if most > 999 else "d"),
+            tooltip=tooltip,
         )
     )
     height = (_ROW + 4) * len(scale.domain)

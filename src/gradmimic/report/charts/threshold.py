@@ -48,6 +48,8 @@ class Thresholds:
         tallies: what is known of the samples that lie below.
         start: which of them is the run's own, or removes about as many.
         own: whether it is the run's own.
+        selects: whether ``Selection.above`` takes them: whether the selection has these scores.
+        noun: what the samples are called.
     """
 
     at: Sequence[float]
@@ -56,6 +58,8 @@ class Thresholds:
     tallies: Sequence[Tally]
     start: int
     own: bool
+    selects: bool = True
+    noun: str = "samples"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data, for the page's script."""
@@ -71,8 +75,8 @@ class Thresholds:
         """
         count = self.removed[place]
         words = (
-            f"A threshold of {short(self.at[place])} removes {count:,} of {self.total:,} samples "
-            f"({percent(count / self.total)})."
+            f"A threshold of {short(self.at[place])} removes {count:,} of {self.total:,} "
+            f"{self.noun} ({percent(count / self.total)})."
         )
         for tally in self.tallies:
             below = tally.below[place]
@@ -89,6 +93,8 @@ def thresholds(
     removed: int,
     p_clean: npt.ArrayLike | None = None,
     wrong: npt.ArrayLike | None = None,
+    selects: bool = True,
+    noun: str = "samples",
 ) -> Thresholds:
     """Count what lies below each of several hundred thresholds.
 
@@ -99,6 +105,8 @@ def thresholds(
         removed: how many samples the run removed.
         p_clean: ``[n]`` in [0, 1], calibrated by canaries.
         wrong: ``[n]`` bool, which samples are known to be wrong.
+        selects: whether these are the scores that the selection has.
+        noun: what the samples are called.
 
     Returns:
         The counts, exact for every threshold.
@@ -125,7 +133,7 @@ def thresholds(
     if wrong is not None:
         known = np.asarray(wrong, np.float64)[order]
         tallies.append(_tally("Known to be wrong", known, below))
-    return Thresholds(at.tolist(), below.tolist(), len(s), tallies, start, is_own)
+    return Thresholds(at.tolist(), below.tolist(), len(s), tallies, start, is_own, selects, noun)
 
 
 def _tally(what: str, values: npt.NDArray[np.float64], below: npt.NDArray[np.int64]) -> Tally:

@@ -116,7 +116,7 @@ def _charts(
     level = values["reference"].get("retrieval", {}).get("R@10")
     recall = {name: dict(enumerate(recalls(values, way))) for way, name in WAYS.items()}
     loss = {name: dict(enumerate(values[way]["loss"])) for way, name in WAYS.items() if values[way]}
-    bad = None
+    stacked, bad = values["aggregate"] == "stacked", None
     if inputs.swapped is not None:
         ids = selection.table["sample_id"].to_pylist()
         bad = np.array([sample_id in inputs.swapped for sample_id in ids], dtype=np.bool_)
@@ -125,8 +125,9 @@ def _charts(
             selection,
             log,
             values["quality"],
-            scores=mean_scores(log, selection),
+            other_scores=mean_scores(log, selection) if stacked else None,
             bad=bad,
+            noun="pairs",
             names=("own caption", "swapped caption"),
             canaries_are="pictures with another one’s caption",
         ),

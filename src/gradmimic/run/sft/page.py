@@ -16,6 +16,7 @@ from gradmimic.report.grids import Grid
 from gradmimic.report.tokens import TokenCard, TokensReport, write_tokens_report
 from gradmimic.run.outcome import Outcome
 from gradmimic.run.sft.config import SftConfig
+from gradmimic.run.sft.gallery import instructions_gallery
 from gradmimic.run.sft.losses import REFERENCE
 from gradmimic.run.sft.tokens import token_scores
 from gradmimic.run.shown import census_grid, score_charts
@@ -54,7 +55,8 @@ def write_sft_page(
             verdict=_verdict(outcome.values, selection),
             tiles=_tiles(outcome.values, selection),
             notes=outcome.notes,
-            charts=_charts(outcome.values, selection, log),
+            charts=_charts(config, outcome.values, selection, log),
+            gallery=instructions_gallery(config, selection, log, look_up),
             grids=[_census(outcome)],
             metrics=outcome.metrics,
             ends=[
@@ -93,14 +95,19 @@ def _tiles(values: Mapping[str, Any], selection: Selection) -> list[tuple[str, s
     return tiles
 
 
-def _charts(values: Mapping[str, Any], selection: Selection, log: LogReader) -> list[Chart | None]:
-    """Draw how the scores lie; there is one visit, so a sample's score is its mean."""
-    rows = log.scan(["sample_id", "score"], _of("mimic")).sort_by("sample_id")
+def _charts(
+    config: SftConfig, values: Mapping[str, Any], selection: Selection, log: LogReader
+) -> list[Chart | None]:
+    """Draw how the scores lie."""
+    other = None
+    if config.aggregate == "stacked":  # there is one visit, so a sample's score is its mean
+        rows = log.scan(["sample_id", "score"], _of("mimic")).sort_by("sample_id")
+        other = rows["score"].to_numpy()
     return score_charts(
         selection,
         log,
         values["quality"],
-        scores=rows["score"].to_numpy(),
+        other_scores=other,
         canaries_are="prompts with another sample’s response",
     )
 
