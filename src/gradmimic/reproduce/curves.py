@@ -14,6 +14,7 @@ test accuracy   on the same
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from torch import nn
@@ -42,7 +43,7 @@ def compute(cases: Cases, cell: Cell) -> Values:
     """Train plainly and re-weighted, and measure both at the same steps."""
     case = cases.open(cell)
     total = steps(case.problem, case.recipe)
-    at = sorted({round(total * k / cell["points"]) for k in range(1, cell["points"] + 1)})
+    at = sorted({ceil(total * k / cell["points"]) for k in range(1, cell["points"] + 1)})
     found: dict[str, Any] = {"steps": at}
     for method in METHODS:
         watch = _Watch(case, set(at))
