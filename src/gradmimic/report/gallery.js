@@ -202,7 +202,7 @@
 
   function facts(row) {
     const told = [`score ${number(data.score[row], 3)}`];
-    const good = data.given ? "p(clean)" : "p(match)";
+    const good = data.given ? "p(clean)" : "p(good)";
     if (data.p[row] !== null) told.push(`${good} ${data.p[row].toFixed(2)}`);
     for (const [name, values] of Object.entries(data.facts)) {
       if (values[row] !== undefined) told.push(`${name} ${number(values[row], 2)}`);

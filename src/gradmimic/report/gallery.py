@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gradmimic.report.inline import json_block
-from gradmimic.report.numbers import short, shortened
+from gradmimic.report.numbers import short
 from gradmimic.report.pictures import data_uri
 
 MOST = 100_000  # samples on a page
@@ -71,7 +71,7 @@ class Gallery:
         suggested: the class that the reference would give it, likewise.
         true: its true class, where that is known.
         bad: which samples are known to be bad, bool ``[m]``; made of ``true`` where that is given.
-        text: returns a row's text.
+        text: returns what is shown of a row's text.
         image: returns a row's encoded picture as it came; it is decoded and encoded anew.
         facts: more numbers about some rows: name → row → number.
         noun: what the samples are called.
@@ -201,7 +201,7 @@ def _columns(gallery: Gallery) -> dict[str, Any]:
         },
         "bad": None if bad is None else _bits(bad),
         "ends": {name: rows.tolist() for name, rows in arranged.ends.items()},
-        "texts": _within(TEXT_BYTES, [*wanted, *range(m)], lambda row: _text(gallery.text(row))),
+        "texts": _within(TEXT_BYTES, [*wanted, *range(m)], gallery.text),
         "pictures": _within(PICTURE_BYTES, wanted, lambda row: _picture(gallery.image(row))),
         "facts": {
             name: {row: float(f"{value:.3g}") for row, value in values.items()}
@@ -222,10 +222,6 @@ def _within(budget: int, rows: Iterable[int], read: Callable[[int], str | None])
             break
         found[row] = value
     return found
-
-
-def _text(text: str | None) -> str | None:
-    return None if text is None else shortened(text)
 
 
 def _picture(content: bytes | None) -> str | None:

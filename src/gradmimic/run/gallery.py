@@ -9,6 +9,7 @@ from gradmimic.curate import Selection
 from gradmimic.curate.review import log_key
 from gradmimic.log_reader import LogReader
 from gradmimic.report.gallery import Gallery, arrange
+from gradmimic.report.numbers import shortened
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
 from gradmimic.run.shown import lowest_kept
@@ -37,6 +38,11 @@ def labels_gallery(
     ids = np.array(arranged.table["sample_id"].to_pylist(), samples.ids.dtype)
     rows = order[np.searchsorted(samples.ids[order], ids)]  # [m]
     shown = None if samples.shown is None else samples.shown.take(rows)
+
+    def text(row: int) -> str | None:
+        own = None if shown is None else shown.text(row)
+        return own and shortened(own)
+
     return Gallery(
         run=Path(config.out).resolve().name,
         log=log_key(log) or "",
@@ -45,6 +51,6 @@ def labels_gallery(
         given=samples.labels[rows],
         suggested=suggested[rows],
         true=None if samples.true_labels is None else samples.true_labels[rows],
-        text=shown.text if shown else lambda _: None,
+        text=text,
         image=shown.image if shown else lambda _: None,
     )

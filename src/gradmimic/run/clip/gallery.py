@@ -13,6 +13,7 @@ from gradmimic.data.pairs.sample import Record
 from gradmimic.log_reader import LogReader
 from gradmimic.pair_model import PairModel
 from gradmimic.report.gallery import Gallery, arrange
+from gradmimic.report.numbers import shortened
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.read import Inputs
@@ -59,7 +60,7 @@ def pairs_gallery(
         log=log_key(log) or "",
         arranged=arranged,
         bad=None if swapped is None else np.array([sample_id in swapped for sample_id in ids]),
-        text=lambda row: captions.get(ids[row]),
+        text=lambda row: shortened(captions[ids[row]]) if ids[row] in captions else None,
         image=pictures.get,
         facts={"CLIP score": similarities} if similarities else {},
         noun="pairs",

@@ -1,6 +1,6 @@
 """The report of scored instructions: numbers, scores, and responses whose tokens are coloured."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gradmimic.report.grids import Grid
 from gradmimic.report.tokens import TokenCard, TokensReport, write_tokens_report
 from gradmimic.run.outcome import Outcome
 from gradmimic.run.sft.config import SftConfig
-from gradmimic.run.sft.gallery import instructions_gallery
+from gradmimic.run.sft.gallery import arranged_instructions, instructions_gallery
 from gradmimic.run.sft.losses import REFERENCE
 from gradmimic.run.sft.tokens import token_scores
 from gradmimic.run.shown import census_grid, score_charts
@@ -46,8 +46,11 @@ def write_sft_page(
         tokens: the file of the scores of tokens; without it responses are not coloured.
     """
     chosen = _choose(selection)
-    wanted = [row["sample_id"] for _, _, rows in chosen for row in rows]
-    cards = _cards([row for _, _, rows in chosen for row in rows], wanted, log, look_up, tokens)
+    rows = [row for _, _, rows in chosen for row in rows]
+    arranged = arranged_instructions(selection)
+    ids = arranged.table["sample_id"].take(arranged.wanted).to_pylist()
+    found = look_up(dict.fromkeys([*(row["sample_id"] for row in rows), *ids]))
+    cards = _cards(rows, log, found, tokens)
     write_tokens_report(
         outcome.files["report"],
         TokensReport(
@@ -56,7 +59,7 @@ def write_sft_page(
             tiles=_tiles(outcome.values, selection),
             notes=outcome.notes,
             charts=_charts(config, outcome.values, selection, log),
-            gallery=instructions_gallery(config, selection, log, look_up),
+            gallery=instructions_gallery(config, arranged, log, found),
             grids=[_census(outcome)],
             metrics=outcome.metrics,
             ends=[
@@ -151,16 +154,15 @@ def _choose(selection: Selection) -> list[tuple[str, str, list[dict[str, Any]]]]
 
 
 def _cards(
-    rows: Iterable[Mapping[str, Any]],
-    wanted: Collection[str],
+    rows: Sequence[Mapping[str, Any]],
     log: LogReader,
-    look_up: LookUp,
+    instructions: Mapping[str, Instruction],
     tokens: Path | None,
 ) -> dict[str, TokenCard]:
     """Collect what is known of these samples."""
-    instructions = look_up(wanted)
+    wanted = [row["sample_id"] for row in rows]
     coloured = {} if tokens is None else token_scores(tokens, wanted)
-    own = pc.field("sample_id").isin(list(wanted))
+    own = pc.field("sample_id").isin(wanted)
     columns = ["sample_id", "score", "loss"]
     mimic = _by_id(log.scan(columns, _of("mimic") & own))
     reference = _by_id(log.scan(columns, _of(REFERENCE) & own))
