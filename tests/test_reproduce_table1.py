@@ -95,7 +95,7 @@ def test_figures_are_means_of_the_trainings(folder):
     rows = read_csv(folder / "out" / "table1.csv")
     assert len(rows) == 2 * 4
     for row in rows:
-        values = expected.get((row["noise"], row["column"]), told)
+        values = expected.get((row["column"], row["method"]), told)
         assert float(row["mean"]) == pytest.approx(statistics.fmean(values), abs=1e-7)
         assert float(row["deviation"]) == pytest.approx(np.std(values, ddof=1), abs=1e-7)
         assert (row["seeds"], row["set"], row["tuning"]) == ("2", "mine", "probe")
@@ -112,7 +112,10 @@ def test_figures_are_means_of_the_trainings(folder):
     assert f"its lead is {100 * lead:+.2f} points on average" in text
     written = json.loads((folder / "out" / "table1.json").read_text())
     assert {"versions", "cores"} <= {*written["machine"]}
-    assert written["tables"][0]["title"] == "Accuracy in %, features, lr 0.01, τ 1.0, epochs 2"
+    assert written["tables"][0]["title"] == (
+        "Accuracy in %, features, lr 0.01, τ 1.0, epochs 2; by the share of wrong labels"
+    )
+    assert (folder / "out" / "table1-accuracy.svg").read_text().startswith("<svg")
 
 
 def test_nothing_is_computed_twice(folder, trained):
@@ -192,7 +195,7 @@ def test_pictures_probed_and_tuned_in_full(tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0
     rows = read_csv(tmp_path / "out" / "table1.csv")
-    assert [(row["tuning"], row["column"]) for row in rows] == [
+    assert [(row["tuning"], row["method"]) for row in rows] == [
         ("probe", "plain"), ("probe", "agra"), ("full", "plain"), ("full", "agra"),
     ]  # fmt: skip
     assert len(list((tmp_path / "out" / "features").iterdir())) == 2

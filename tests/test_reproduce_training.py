@@ -20,14 +20,13 @@ from gradmimic.reproduce.references import kept_reference
 from gradmimic.reproduce.training import (
     APART,
     METHODS,
-    few_clean,
     fit,
     outputs_of,
     steps,
     train_reference,
 )
 from gradmimic.run.self_reference import Recipe
-from gradmimic.run.train import batches
+from gradmimic.run.train import batches, few_of_each
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, weight_decay=1e-2, seed=3)
 
@@ -191,13 +190,13 @@ def test_the_reference_learns_clean_labels_from_another_seed(problem, tmp_path):
 
 
 def test_a_few_clean_samples_of_each_class(problem):
-    inputs, labels = few_clean(problem.train, seed=0)
+    inputs, labels = few_of_each(problem.train, 0, 5)
     assert labels.bincount().tolist() == [5, 5, 5]
     where = (problem.train.inputs[:, None] == inputs).all(2).float().argmax(0)
     assert torch.equal(problem.train.labels[where], labels)
     assert len(where.unique()) == 15
-    assert not torch.equal(few_clean(problem.train, seed=1)[0], inputs)
-    assert few_clean(problem.train, seed=0, each=100)[1].bincount().tolist() == [20, 20, 20]
+    assert not torch.equal(few_of_each(problem.train, 1, 5)[0], inputs)
+    assert few_of_each(problem.train, 0, 100)[1].bincount().tolist() == [20, 20, 20]
 
 
 def test_methods_that_need_a_reference_say_so(problem, noisy):

@@ -9,17 +9,18 @@ learning rate 1e-4, weight decay 1e-5, batches of 32, 5 epochs, 10 on DTD and Fl
 Source: arXiv 2501.06708, table 1.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from gradmimic.errors import ConfigError
 from gradmimic.reproduce.cases import Case, Cases, Settings
 from gradmimic.reproduce.cells import Cell, Values, key_of, run_cells
+from gradmimic.reproduce.plots import dots
 from gradmimic.reproduce.problems import Tuning
-from gradmimic.reproduce.references import kept_reference, reference_file
 from gradmimic.reproduce.report import Report, Rows
 from gradmimic.reproduce.tables import pivot
 from gradmimic.reproduce.training import (
@@ -35,10 +36,11 @@ from gradmimic.reproduce.training import (
 from gradmimic.run.prepare import Progress
 from gradmimic.run.train import accuracy
 
-Means = dict[tuple[str, ...], dict[str, float]]  # by row and method, in percent
+Means = dict[tuple[str, str, str], dict[str, float]]  # by set, tuning, noise; method; in percent
 TUNINGS: tuple[Tuning, ...] = ("probe", "full")
-_PLACE = ("set", "tuning", "noise")
-REFERENCE = "reference"  # a column of its own: what mimic and rho are told by
+_PLACE = ("set", "tuning", "noise", "seed")
+_SHOWN = {"backbone": "", "lr": "lr ", "temperature": "τ ", "epochs": "epochs "}
+REFERENCE = "reference"  # a row of its own: what mimic and rho are told by
 
 
 class Table1:
@@ -102,10 +104,7 @@ class Table1:
         case, method = self._case(cell), cell["method"]
         reference = said = None
         if needs_reference(method):
-            folder, told = self._out / "references", lambda: None
-            if not reference_file(case.problem, case.recipe, folder).is_file():
-                told = self._progress("a reference", steps(case.problem, case.recipe))
-            reference = kept_reference(case.problem, case.recipe, folder, told)
+            reference = case.reference
             said = accuracy(reference, case.problem.test)
         curve = fit(
             case.problem,
@@ -135,44 +134,58 @@ def report(rows: Rows) -> Report:
     Args:
         rows: every cell with its values.
     """
-    records = [{**cell, "accuracy": values["accuracy"][-1]} for cell, values in rows]
-    told_by = {
-        (cell["set"], cell["tuning"], cell["noise"], cell["seed"]): values["reference_accuracy"]
-        for cell, values in rows
-        if values["reference_accuracy"] is not None
-    }
-    records += [
-        {**dict(zip((*_PLACE, "seed"), place, strict=True)), "method": REFERENCE, "accuracy": own}
-        for place, own in told_by.items()
-    ]
+    records: list[dict[str, Any]] = []
+    for place in dict.fromkeys((cell["tuning"], cell["set"]) for cell, _ in rows):
+        here = [row for row in rows if (row[0]["tuning"], row[0]["set"]) == place]
+        records += [{**cell, "accuracy": values["accuracy"][-1]} for cell, values in here]
+        records += _references(here)
     table = pivot(
         records,
-        f"Accuracy in %, {_setting(rows)}",
-        rows=_PLACE,
-        column="method",
+        f"Accuracy in %, {_setting(rows)}; by the share of wrong labels",
+        rows=("set", "tuning", "method"),
+        column="noise",
         value="accuracy",
         scale=100,
         digits=2,
     )
-    means: Means = {place: {} for place in table.rows}
-    for place, method, mean in table.means():
-        means[place][method] = 100 * mean.value
+    means: Means = {}
+    for (name, tuning, method), noise, mean in table.means():
+        means.setdefault((name, tuning, noise), {})[method] = 100 * mean.value
     rivals = [m for m in PUBLISHED if m not in (PLAIN, "mimic")]
     ahead = [
         _ahead(means, ours, others, called)
         for ours in ("mimic", *OURS)
         for others, called in (([PLAIN], "plain"), (rivals, "the best rival"))
     ]
-    return Report([table], {}, [text for text in ahead if text])
+    points = [
+        {
+            **{key: point[key] for key in ("low", "high")},
+            "x": point["value"],
+            "name": point["method"],
+            "group": point["column"],
+            "panel": f"{point['set']}, {point['tuning']}",
+        }
+        for point in table.points()
+    ]
+    chart = dots(points, title="Accuracy under wrong labels", x="test accuracy, %", group="wrong")
+    return Report([table], {"accuracy": chart}, [text for text in ahead if text])
 
 
-def _ahead(
-    means: Mapping[tuple[str, ...], Mapping[str, float]],
-    ours: str,
-    others: Sequence[str],
-    called: str,
-) -> str | None:
-    """Say in how many rows a method is not behind the best of others, and where it is."""
+def _references(rows: Rows) -> list[dict[str, Any]]:
+    """Return a record of each reference for each place where a method is told by it."""
+    told = {
+        tuple(cell[key] for key in _PLACE): values["reference_accuracy"]
+        for cell, values in rows
+        if values["reference_accuracy"] is not None
+    }
+    return [
+        {**dict(zip(_PLACE, place, strict=True)), "method": REFERENCE, "accuracy": accuracy}
+        for place, accuracy in told.items()
+    ]
+
+
+def _ahead(means: Means, ours: str, others: Sequence[str], called: str) -> str | None:
+    """Say in how many places a method is not behind the best of others, and where it is."""
     leads = {
         place: own[ours] - max(own[other] for other in others if other in own)
         for place, own in means.items()
@@ -183,7 +196,7 @@ def _ahead(
     ahead = sum(lead >= 0 for lead in leads.values())
     behind = [f"{', '.join(place)}: {lead:+.2f}" for place, lead in leads.items() if lead < 0]
     text = (
-        f"{ours} is not behind {called} in {ahead} of {len(leads)} rows; its lead is "
+        f"{ours} is not behind {called} in {ahead} of {len(leads)} cells; its lead is "
         f"{fmean(leads.values()):+.2f} points on average"
     )
     return text + (f", and it is behind in {'; '.join(behind)}." if behind else ".")
@@ -192,15 +205,10 @@ def _ahead(
 def _setting(rows: Rows) -> str:
     """Name what all cells have in common."""
     common = []
-    for name, key in (
-        ("", "backbone"),
-        ("lr ", "lr"),
-        ("τ ", "temperature"),
-        ("epochs ", "epochs"),
-    ):
+    for key, shown in _SHOWN.items():
         values = dict.fromkeys(str(cell[key]) for cell, _ in rows if key in cell)
         if values:
-            common.append(f"{name}{' or '.join(values)}")
+            common.append(f"{shown}{' or '.join(values)}")
     return ", ".join(common)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from gradmimic.canaries import Canaries
@@ -22,7 +21,7 @@ from gradmimic.outputs import Outputs
 from gradmimic.reproduce.problems import Problem
 from gradmimic.reweight import GradMimic
 from gradmimic.run.self_reference import Recipe
-from gradmimic.run.train import Curve, Rows, logits, train
+from gradmimic.run.train import Curve, Rows, few_of_each, logits, train
 from gradmimic.scorers import SCORERS, BatchScorer
 
 PLAIN = "plain"
@@ -111,7 +110,7 @@ def fit(
             weigh_by=weigh_by,
             reference=reference if "reference" in needs else None,
             outputs=outputs_of(reference, problem) if reference and "outputs" in needs else None,
-            trusted=few_clean(problem.train, recipe.seed) if "trusted" in needs else None,
+            trusted=few_of_each(problem.train, recipe.seed, FEW) if "trusted" in needs else None,
             temperature="auto",  # influence's unit is a product of gradients: no τ suits all sets
             log=log,
         )
@@ -158,22 +157,3 @@ def outputs_of(reference: nn.Module, problem: Problem) -> Outputs:
     """Return what a reference says of every sample; ids are row numbers."""
     said = logits(reference, problem.train.inputs)
     return Outputs(range(len(said)), said, source="the reference")
-
-
-def few_clean(rows: Rows, seed: int, each: int = FEW) -> tuple[Tensor, Tensor]:
-    """Draw some samples of each class.
-
-    Args:
-        rows: with clean labels.
-        seed: the same one draws the same ones.
-        each: how many of each class; all, where there are fewer.
-
-    Returns:
-        Inputs and labels.
-    """
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    order = order.to(rows.labels.device)
-    sorted_labels = rows.labels[order]
-    taken = [order[sorted_labels == label][:each] for label in rows.labels.unique()]
-    chosen = torch.cat(taken)
-    return rows.inputs[chosen], rows.labels[chosen]
