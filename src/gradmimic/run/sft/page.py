@@ -48,8 +48,9 @@ def write_sft_page(
     chosen = _choose(selection)
     rows = [row for _, _, rows in chosen for row in rows]
     arranged = arranged_instructions(selection)
-    ids = arranged.table["sample_id"].take(arranged.wanted).to_pylist()
-    found = look_up(dict.fromkeys([*(row["sample_id"] for row in rows), *ids]))
+    ids = arranged.table["sample_id"].to_pylist()
+    wanted = [*(row["sample_id"] for row in rows), *(ids[place] for place in arranged.wanted)]
+    found = look_up(dict.fromkeys(wanted))
     cards = _cards(rows, log, found, tokens)
     write_tokens_report(
         outcome.files["report"],
