@@ -88,7 +88,7 @@ def report(rows: Rows) -> Report:
         told.append(_told(f"{name}, noise {noise}", records, name, noise))
         points += _points(f"{name}, noise {noise}", own)
     charts = {
-        f"curves-{reading.replace(' ', '-')}": plots.lines(
+        reading.replace(" ", "-"): plots.lines(
             [point for point in points if point["reading"] == reading],
             title=f"{reading.capitalize()} by step", x="step", y=reading, told_apart=METHODS,
         )

@@ -168,7 +168,7 @@ def report(rows: Rows) -> Report:
     chart = plots.dots(
         points, title="AUROC of the mean scores, by the truth", x="AUROC", group="noise"
     )
-    return Report(tables, {"detection": chart}, told)
+    return Report(tables, {"auroc": chart}, told)
 
 
 def _by_scorer(title: str, rows: Rows, figure: Any) -> Any:

@@ -94,7 +94,7 @@ def report(rows: Rows) -> Report:
         points, title="Accuracy of models trained on the best part alone", x="kept, %",
         y="test accuracy, %", told_apart=_TOLD_APART,
     )  # fmt: skip
-    return Report(tables, {"efficiency": chart}, told)
+    return Report(tables, {"accuracy": chart}, told)
 
 
 def _told(where: str, records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -93,7 +93,7 @@ def report(rows: Rows) -> Report:
         for cell, values in rows
     ]  # fmt: skip
     chart = plots.against(points, title="Quality: estimated against true", x="true", y="estimated")
-    return Report([table], {"quality": chart}, told)
+    return Report([table], {"estimates": chart}, told)
 
 
 def _told(name: str, own: list[Any]) -> list[str]:
