@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from harness import save
 from label_issues_data import SOURCES
-from label_issues_measure import BIG, IN_TURNS, in_own_process
+from label_issues_measure import BIG, IN_TURNS, measure, workplace
 from label_issues_methods import methods
 from label_issues_tables import Row, goals, markdown, medians, verdicts
 from rich.console import Console
@@ -106,11 +106,11 @@ def main() -> None:
     ]
     rows: list[Row] = []
     speed: list[Row] = []
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True)) as progress, workplace() as place:
         task = progress.add_task("cells", total=len(asked))
         for cell, values in run_cells(
             asked,
-            lambda cell: in_own_process(cell, DATA, arguments.features),
+            lambda cell: place.submit(measure, cell, DATA, arguments.features).result(),
             arguments.out,
             lambda: progress.advance(task),
         ):

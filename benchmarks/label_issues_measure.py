@@ -7,12 +7,13 @@ while the method runs, less what the process held before: interpreter, libraries
 small case comes first, so that imports count for nothing.
 """
 
+import importlib
 import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,26 +36,38 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def in_own_process(cell: Cell, data: Path, features: Path | None) -> Values:
-    """Measure a cell where nothing ran before."""
+def workplace() -> ProcessPoolExecutor:
+    """Start the process whose copies measure cells: it imports and reads, and runs no method."""
     os.environ["OMP_NUM_THREADS"] = "1"  # the new process is born with it
-    context = get_context("forkserver")  # imports once, and runs nothing
-    context.set_forkserver_preload([__name__, *LIBRARIES])
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(measure, dict(cell), data, features).result()
+    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 def measure(cell: Cell, data: Path, features: Path | None) -> Values:
+    """Measure a cell in a copy of this process, which holds the last case."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    case_of(cell["data"], cell["noise"], cell["rate"], cell["seed"], data, features)
+    with ProcessPoolExecutor(1, get_context("fork")) as copy:
+        return copy.submit(measure_here, cell, data, features).result()
+
+
+@lru_cache(1)
+def case_of(
+    name: str, noise: str, rate: float, seed: int, data: Path, features: Path | None
+) -> Case:
+    """Return the case of a cell."""
+    if name == BIG:
+        return clouds(50_000, 1280, rate)
+    return case(name, noise, rate, seed, data, features)
+
+
+def measure_here(cell: Cell, data: Path, features: Path | None) -> Values:
     """Return the rows of a method on a case, by name."""
-    import sklearn.linear_model  # noqa: F401  the limit reaches only libraries that are loaded
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     torch.set_num_threads(1)
     name, seed = cell["data"], cell["seed"]
-    if name == BIG:
-        own = clouds(50_000, 1280, cell["rate"])
-    else:
-        own = case(name, cell["noise"], cell["rate"], seed, data, features)
+    own = case_of(name, cell["noise"], cell["rate"], seed, data, features)
     with threadpool_limits(1):
         if cell["method"] == IN_TURNS:
             return in_turns(own, cell["turns"])
