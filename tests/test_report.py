@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -88,6 +89,13 @@ class Tags(HTMLParser):
 
     def rawdata_is_json(self):
         return 'type="application/json"' in self.get_starttag_text()
+
+
+def data_in(html, element_id):
+    """Read the data that a page holds for its scripts."""
+    found = re.findall(f'<script type="application/json" id="{element_id}">(.*?)</script>', html)
+    assert len(found) == 1
+    return json.loads(found[0])
 
 
 def check_safe(html):

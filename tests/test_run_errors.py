@@ -66,13 +66,13 @@ def test_an_output_folder_that_cannot_be(folder):
 
 
 def test_without_a_report_its_libraries_are_not_needed(folder, monkeypatch):
-    for library in ("matplotlib", "jinja2"):
+    for library in ("altair", "vl_convert", "jinja2"):
         monkeypatch.setitem(sys.modules, library, None)
     run_blobs(folder, report=False)
     assert not (folder / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("library", ["altair", "vl_convert", "jinja2"])
 def test_a_missing_library_is_missed_before_anything_else(folder, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=rf"{library}.*pip install 'gradmimic\[report\]'"):

@@ -10,7 +10,7 @@ from gradmimic.curate import Selection
 from gradmimic.run.config import RunConfig
 from gradmimic.run.job import run_job
 
-pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+pytest.importorskip("vl_convert", reason="needs the extra 'report'")
 pytestmark = pytest.mark.slow
 
 
