@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gradmimic.data.noise import symmetric
 from gradmimic.errors import ConfigError
+from gradmimic.log import ScoreLog
 from gradmimic.reproduce import problems
 from gradmimic.reproduce.backbones import Backbone, fresh_head
 from gradmimic.reproduce.digest import digest
@@ -27,6 +28,7 @@ from gradmimic.reproduce.training import (
 )
 from gradmimic.run.self_reference import Recipe
 from gradmimic.run.train import batches, few_of_each
+from gradmimic.scorers import SCORERS
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, weight_decay=1e-2, seed=3)
 
@@ -204,3 +206,11 @@ def test_methods_that_need_a_reference_say_so(problem, noisy):
         with pytest.raises(ConfigError, match=rf"method {method} needs a reference; exp"):
             fit(problem, noisy, method, RECIPE)
     assert isinstance(fit(problem, noisy, "agra", RECIPE).model, nn.Linear)
+
+
+def test_every_scorer_is_logged_beside(problem, noisy, tmp_path):
+    reference = train_reference(problem, RECIPE)
+    others = [name for name in SCORERS if name != "mimic"]
+    with ScoreLog(tmp_path / "log") as log:
+        fit(problem, noisy, "mimic", RECIPE, reference=reference, scorers=others, log=log)
+        assert {*log.scan().column("scorer").to_pylist()} == {*SCORERS}

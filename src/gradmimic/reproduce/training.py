@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from gradmimic.canaries import Canaries
@@ -96,6 +97,9 @@ def fit(
         raise ConfigError(f"The method {method} needs a reference; expected a model, got None.")
     model = problem.start(recipe.seed)
     rows = Rows(problem.train.inputs, labels.to(problem.train.labels.device))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
     mimic = scores = None
     if mimics:
         options = {"temperature": temperature, **OURS.get(method, {}), **(told or {})}
@@ -111,6 +115,7 @@ def fit(
             reference=reference if "reference" in needs else None,
             outputs=outputs_of(reference, problem) if reference and "outputs" in needs else None,
             trusted=few_of_each(problem.train, recipe.seed, FEW) if "trusted" in needs else None,
+            optimizer=optimizer if "optimizer" in needs else None,
             temperature="auto",  # influence's unit is a product of gradients: no τ suits all sets
             log=log,
         )
@@ -122,6 +127,7 @@ def fit(
         mimic=mimic,
         scores=scores,
         canaries=canaries,
+        optimizer=optimizer,
         on_step=on_step,
     )
     return Fitted(model, curve)
