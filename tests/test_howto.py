@@ -19,7 +19,9 @@ from torch.nn import functional as F
 import gradmimic
 
 # More than a few seconds each.
-SLOW = {"command-line", "lightning", "lora", "review", "sft-trainer", "sklearn", "trainer"}
+SLOW = {
+    "command-line", "lightning", "lora", "reproduce", "review", "sft-trainer", "sklearn", "trainer",
+}  # fmt: skip
 
 
 def shell(example):
