@@ -4,23 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
+
+from gradmimic.reproduce.plots import dots, lines, save
 
 Row = dict[str, Any]
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _CURVES = {
-    ("plain", ""): ("plain", "#888888"),
-    ("re-weighted", "same initial weights"): ("re-weighted, same start", "#0b6e99"),
-    ("re-weighted", "other initial weights"): ("re-weighted, other start", "#d9730d"),
-    ("plain, correct pairs alone", ""): ("correct pairs alone", "#448361"),
+    ("plain", ""): "plain",
+    ("re-weighted", "same initial weights"): "re-weighted, same start",
+    ("re-weighted", "other initial weights"): "re-weighted, other start",
+    ("plain, correct pairs alone", ""): "correct pairs alone",
 }
-_BARS = {
+_SCORES = {
     "mimic": ("re-weighted", "auroc"),
     "CLIP score, five captions": ("reference", "own_auroc"),
     "CLIP score, one caption": ("reference", "one_caption_auroc"),
     "combined": ("re-weighted, planted", "combined_auroc"),
 }
+_WAYS = ("same initial weights", "other initial weights")
 
 
 def draw(results: Sequence[Row]) -> list[Path]:
@@ -31,51 +34,40 @@ def draw(results: Sequence[Row]) -> list[Path]:
 
 
 def _curves(rows: Sequence[Row]) -> Path:
-    shares = sorted({row["share"] for row in rows})
-    figure, axes = plt.subplots(1, len(shares), figsize=(9, 3.4), sharey=True)
-    for axis, share in zip(axes, shares, strict=True):
-        for (what, way), (name, color) in _CURVES.items():
-            own = [r for r in rows if (r["what"], r["way"], r["share"]) == (what, way, share)]
+    points = []
+    for share in sorted({row["share"] for row in rows}):
+        for (what, way), name in _CURVES.items():
+            own = _those(rows, what, way, share)
             recall = 100 * np.array([row["recall"] for row in own])  # [seeds, looks]
-            mean, spread = recall.mean(0), recall.std(0)
-            axis.plot(own[0]["steps"], mean, color=color, label=name)
-            axis.fill_between(
-                own[0]["steps"], mean - spread, mean + spread, color=color, alpha=0.15, lw=0
-            )
-        axis.set(title=f"{share:.0%} of the captions swapped", xlabel="step")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("R@10, %")
-    axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
-    return _saved(figure, "clip-curves.png")
+            for step, values in zip(own[0]["steps"], recall.T, strict=True):
+                points.append({"x": step, "y": values.mean(), **_labels(values, share, name)})
+    names = [*_CURVES.values()]
+    chart = lines(points, title="Retrieval", x="step", y="R@10, %", told_apart=names)
+    return save(chart, IMAGES / "clip-curves.png")
 
 
 def _areas(rows: Sequence[Row]) -> Path:
-    shares = sorted({row["share"] for row in rows})
-    figure, axes = plt.subplots(1, len(shares), figsize=(9, 2.6), sharey=True, sharex=True)
-    ways = {"same initial weights": "#0b6e99", "other initial weights": "#d9730d"}
-    for axis, share in zip(axes, shares, strict=True):
-        for at, (what, key) in enumerate(_BARS.values()):
-            for offset, (way, color) in zip((-0.19, 0.19), ways.items(), strict=True):
-                own = [
-                    r[key] for r in rows if (r["what"], r["way"], r["share"]) == (what, way, share)
-                ]
-                axis.barh(at + offset, np.mean(own), 0.36, xerr=np.std(own), color=color)
-        plain = [r["own_auroc"] for r in rows if r["what"] == "plain" and r["share"] == share]
-        axis.barh(len(_BARS), np.mean(plain), 0.36, xerr=np.std(plain), color="#888888")
-        axis.axvline(0.5, color="black", lw=0.8, ls=":")
-        axis.set(title=f"{share:.0%} swapped", xlabel="AUROC", xlim=(0.4, 1.0))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(_BARS) + 1), [*_BARS, "plain model's own"])
-    axes[0].invert_yaxis()
-    for way, color in ways.items():
-        axes[-1].bar(0, 0, color=color, label=f"reference from the {way}")
-    figure.legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
-    figure.subplots_adjust(bottom=0.3)
-    return _saved(figure, "clip-auroc.png")
+    points = []
+    for share in sorted({row["share"] for row in rows}):
+        for name, (what, key) in _SCORES.items():
+            for way in _WAYS:
+                values = np.array([row[key] for row in _those(rows, what, way, share)])
+                own = _labels(values, share, name)
+                points.append({"x": values.mean(), "group": way, **own})
+        values = np.array([row["own_auroc"] for row in _those(rows, "plain", "", share)])
+        own = _labels(values, share, "plain model's own")
+        points.append({"x": values.mean(), "group": "none", **own})
+    title = "Finding swapped captions: mean and standard deviation of the seeds"
+    chart = dots(points, title=title, x="AUROC; 0.5 is chance", group="reference from the")
+    return save(chart, IMAGES / "clip-auroc.png")
 
 
-def _saved(figure: Any, name: str) -> Path:
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / name, dpi=110, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    return IMAGES / name
+def _those(rows: Sequence[Row], what: str, way: str, share: float) -> list[Row]:
+    return [row for row in rows if (row["what"], row["way"], row["share"]) == (what, way, share)]
+
+
+def _labels(values: npt.NDArray[np.float64], share: float, name: str) -> Row:
+    """Return the band of one standard deviation over the seeds, the name and the panel."""
+    mean, spread = values.mean(), values.std()
+    panel = f"{share:.0%} of the captions swapped"
+    return {"low": mean - spread, "high": mean + spread, "name": name, "panel": panel}

@@ -10,7 +10,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
     """Import an optional library, or say how to install it.
 
     Args:
-        module: the module's dotted name, e.g. ``"matplotlib.figure"``.
+        module: the module's dotted name, e.g. ``"PIL.Image"``.
         extra: the extra of this package that brings it, e.g. ``"report"``.
 
     Returns:
