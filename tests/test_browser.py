@@ -298,7 +298,8 @@ def test_what_comes_from_data_stays_text(show):
     assert page.locator("body script").count() == 2  # the data, and ours
 
 
-def test_pictures_come_when_they_are_near(show):
+def test_pictures_come_when_they_are_near(show, monkeypatch):
+    monkeypatch.setattr("gradmimic.report.gallery.LOWEST", 60)
     gallery = labelled(image=lambda row: encoded((row, 0, 0), (40, 30)), end=48)
     page = show(gallery, viewport={"width": 500, "height": 500})
     assert page.locator(".g-card img").count() == 48

@@ -26,7 +26,8 @@ from gradmimic.report.numbers import short
 from gradmimic.report.pictures import data_uri
 
 MOST = 100_000  # samples on a page
-END = 200  # samples at each end, which have a picture first
+END = 200  # samples at each end and at the border, which have a picture first
+LOWEST = 1_000  # samples that have one next, from the lowest up
 PICTURE_BYTES = 8_000_000  # of all pictures of a page together, as they stand in it
 TEXT_BYTES = 6_000_000  # likewise of all texts
 PLAIN = 50  # rows of the table that is read without JavaScript
@@ -173,7 +174,8 @@ def gallery_values(gallery: Gallery) -> dict[str, Any]:
 def _columns(gallery: Gallery) -> dict[str, Any]:
     """Lay the columns out for the script; ids are texts, since its numbers end at 2⁵³."""
     arranged, table = gallery.arranged, gallery.arranged.table
-    m, ids, wanted = len(table), table["sample_id"], gallery.arranged.wanted
+    m, ids, wanted = len(table), table["sample_id"], arranged.wanted
+    pictured = [*wanted, *range(min(m, LOWEST))]
     reasons = table["reason"].combine_chunks()
     if not pa.types.is_dictionary(reasons.type):
         reasons = reasons.dictionary_encode()
@@ -202,7 +204,7 @@ def _columns(gallery: Gallery) -> dict[str, Any]:
         "bad": None if bad is None else _bits(bad),
         "ends": {name: rows.tolist() for name, rows in arranged.ends.items()},
         "texts": _within(TEXT_BYTES, [*wanted, *range(m)], gallery.text),
-        "pictures": _within(PICTURE_BYTES, wanted, lambda row: _picture(gallery.image(row))),
+        "pictures": _within(PICTURE_BYTES, pictured, lambda row: _picture(gallery.image(row))),
         "facts": {
             name: {row: float(f"{value:.3g}") for row, value in values.items()}
             for name, values in gallery.facts.items()
