@@ -173,6 +173,10 @@ def test_moving_over_rows_and_pages(show):
     assert columns > 1
     press(page, "ArrowRight ArrowUp")
     assert at() == 1
+    press(page, "ArrowDown ArrowDown ArrowDown ArrowDown ArrowUp ArrowUp ArrowUp")
+    hidden = """() => document.activeElement.getBoundingClientRect().top
+        - document.getElementById('g-actions').getBoundingClientRect().bottom"""
+    assert page.evaluate(hidden) >= 0  # what has the focus is not behind the bar that stays
     press(page, "End ArrowRight")
     assert at() == 48
     assert page.locator("#g-page").text_content() == "page 2 of 3"

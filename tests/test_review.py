@@ -89,6 +89,15 @@ def test_a_selection_in_a_file_is_reviewed_piece_by_piece(tmp_path, monkeypatch)
     assert decided.notes == ("a note",)
 
 
+def test_reasons_that_another_program_left_out_are_no_obstacle():
+    table = make([1, 2], [True, True]).table
+    bare = table.set_column(5, "reason", pa.array([None, "kept: so"], pa.string()))
+    decided = reviewed(Selection(bare), {1: "remove", 2: "remove"})
+    assert decided.table["reason"].to_pylist() == [
+        "removed by review (for no reason that was given)", "removed by review (kept: so)",
+    ]  # fmt: skip
+
+
 def test_the_file_is_read_as_it_was_written(tmp_path):
     entries = [
         HEAD,

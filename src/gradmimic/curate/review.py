@@ -306,9 +306,10 @@ def _said(decision: str | None, label: str | None) -> str:
 
 def _reasons(before: pa.DictionaryArray, keep: pa.BooleanArray) -> pa.DictionaryArray:
     """Say what a person decided, and what had been said before."""
-    texts = before.dictionary.to_pylist()
+    texts = [*before.dictionary.to_pylist(), "for no reason that was given"]
     who = np.array(pc.fill_null(keep.cast(pa.int8()), 2))  # [n]: removed, kept, not reviewed
-    code = before.indices.to_numpy().astype(np.int64) * 3 + who
+    at = pc.fill_null(before.indices, len(texts) - 1).to_numpy()  # [n]
+    code = at.astype(np.int64) * 3 + who
     found, index = np.unique(code, return_inverse=True)
     verdict = ("removed by review ({})", "kept by review ({})", "{}")
     told = [verdict[number % 3].format(texts[number // 3]) for number in found.tolist()]
