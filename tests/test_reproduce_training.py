@@ -34,8 +34,8 @@ RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, weight_decay=1e-2, seed=3)
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    return str(write_vit(tmp_path_factory.mktemp("vit")))
+def vit(tmp_path_factory):  # an @ before a revision is one of the hub alone
+    return str(write_vit(tmp_path_factory.mktemp("vit@home")))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ The head's own weights, where it has any, are never used: W and b are drawn from
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def fresh_head(width: int, classes: int, seed: int) -> nn.Linear:
 def _read(source: str, classes: int) -> tuple[Any, Any]:
     """Read a model and what its pictures must be like."""
     library = import_extra("transformers", "reproduce")
-    name, _, revision = source.partition("@")
+    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
     with _quiet(library.utils.logging):
         try:
             model = library.AutoModelForImageClassification.from_pretrained(
