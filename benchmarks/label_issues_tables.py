@@ -19,7 +19,11 @@ FIGURES = (
 QUALITY = ("auroc", "average_precision", "f1")
 GOALS = ("average_precision", "f1")
 # What the goal without trusted rows names.
-NAMED = tuple(f"cleanlab, cross-validated: {name}" for name in ("default", "confident learning"))
+NAMED = tuple(
+    f"cleanlab, cross-validated{strength}: {name}"
+    for strength in ("", ", C = 1")
+    for name in ("default", "confident learning")
+)
 
 
 def medians(rows: Sequence[Row]) -> list[Row]:
