@@ -15,7 +15,7 @@
       domainColor: INK, domainOpacity: 0.4, tickColor: INK, tickOpacity: 0.4, gridColor: INK,
       gridOpacity: 0.12, labelFontSize: 11, titleFontSize: 11,
     },
-    axisX: { grid: false },
+    axisX: { grid: false, labelFlush: false },
     axisY: { domain: false, ticks: false, tickCount: 5 },
     axisBand: { grid: false },
     legend: {

@@ -58,7 +58,7 @@ def write_page(
             verdict=_verdict(values, inputs, selection),
             tiles=list(_tiles(values, selection)),
             notes=outcome.notes,
-            charts=_charts(inputs, trained, scores, selection, log, values),
+            charts=_charts(config, inputs, trained, scores, selection, log, values),
             gallery=labels_gallery(config, inputs, selection, trained.suggested, log),
             metrics=outcome.metrics,
             config=config.as_dict(),
@@ -97,6 +97,7 @@ def _tiles(values: Mapping[str, Any], selection: Selection) -> Iterator[tuple[st
 
 
 def _charts(
+    config: RunConfig,
     inputs: Inputs,
     trained: Trained,
     scores: Scores,
@@ -115,6 +116,8 @@ def _charts(
             selection,
             log,
             quality,
+            rule=config.rule,
+            aggregate=config.aggregate,
             bad=None if wrong is None else wrong[rows],
             canaries_are=_CANARIES,
         ),

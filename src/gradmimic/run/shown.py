@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from gradmimic.curate import Selection
 from gradmimic.curate.backends import connect
@@ -43,6 +44,8 @@ def score_charts(
     log: LogReader,
     quality: Mapping[str, Any] | None,
     *,
+    rule: str,
+    aggregate: str,
     other_scores: npt.NDArray[np.floating] | None = None,
     bad: npt.NDArray[np.bool_] | None = None,
     names: tuple[str, str] = ("right label", "wrong label"),
@@ -55,6 +58,8 @@ def score_charts(
         selection: what stage 2 decided.
         log: every score.
         quality: what the canaries say, as ``Quality.as_dict``; None where there are none.
+        rule: how the selection was made.
+        aggregate: likewise; where votes were counted, ``p_clean`` is no matter of canaries.
         other_scores: ``[n]``, the mean mimic scores, where those of the selection are of another
             kind; None takes the selection's.
         bad: ``[n]``, which samples are known to be bad.
@@ -65,14 +70,22 @@ def score_charts(
     scores = selection.table["score"].to_numpy() if other_scores is None else other_scores
     if not len(scores):
         return []
-    kind, canaries = _canary_means(log)
+    by_kind = _canary_means(log)
+    kind = next(iter((quality or {}).get("auroc", ())), None) or plainest(by_kind) or ""
+    canaries = by_kind.get(kind, np.zeros(0))
     p_clean = selection.table["p_clean"].to_numpy()
+    calibrated = (
+        rule in ("auto", "calibrated")
+        and aggregate in ("mean", "stacked")
+        and told_apart(quality)
+        and not np.isnan(p_clean).any()
+    )
     every = len(selection.removed) == 0
     found = thresholds(
         scores,
         own=float(scores.min()) if every else lowest_kept(selection, scores),
         removed=len(selection.removed),
-        p_clean=p_clean if told_apart(quality) and not np.isnan(p_clean).any() else None,
+        p_clean=p_clean if calibrated else None,
         wrong=bad,
         selects=other_scores is None,
         noun=noun,
@@ -86,12 +99,29 @@ def score_charts(
     ]
 
 
-def _canary_means(log: LogReader) -> tuple[str, npt.NDArray[np.float64]]:
-    """Return the mean mimic scores of the plainest kind of canary, of the visits stage 2 uses."""
+def epoch_scores(log: LogReader, selection: Selection) -> dict[int, npt.NDArray[np.float64]]:
+    """Return for each epoch the mimic scores ``[n]`` in the selection's order, NaN where unseen."""
+    real = pc.field("canary").is_null() & (pc.field("scorer") == "mimic")
+    rows = log.scan(["sample_id", "epoch", "score"], real)
+    ids = selection.table["sample_id"]
+    place = pc.index_in(rows["sample_id"], value_set=ids.combine_chunks()).to_numpy()
+    epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
+    found = {}
+    for epoch in np.unique(epochs).tolist():
+        own = (epochs == epoch) & ~np.isnan(place)
+        found[epoch] = np.full(len(ids), np.nan)
+        found[epoch][place[own].astype(np.int64)] = scores[own]
+    return found
+
+
+def _canary_means(log: LogReader) -> dict[str, npt.NDArray[np.float64]]:
+    """Return by kind the mean mimic scores of the canaries, of the visits that stage 2 uses."""
     with connect(None, None, None) as engine:
         visits = Visits(engine, log, ["mimic"], relative=False, edge=None)
         with visits.blaming_parts():
             means = engine.fetch(visits.canary_means())
-    kinds = np.array(means["canary"].to_pylist(), dtype=np.str_)  # [c]
-    kind = plainest(dict.fromkeys(sorted(set(kinds.tolist())))) or ""
-    return kind, np.sort(means["x"].to_numpy()[kinds == kind])
+    kinds, scores = means["canary"].to_pylist(), means["x"].to_numpy()
+    return {
+        kind: np.sort(scores[np.array([own == kind for own in kinds])])
+        for kind in sorted(set(kinds))
+    }

@@ -12,6 +12,7 @@ from gradmimic.pair_model import PairModel
 from gradmimic.report import Frame, write_report
 from gradmimic.report.charts.chart import Chart
 from gradmimic.report.charts.curves import curve_chart
+from gradmimic.report.charts.epochs import epoch_chart
 from gradmimic.report.grids import Grid
 from gradmimic.report.numbers import percent, signed
 from gradmimic.run.clip.config import ClipConfig
@@ -20,7 +21,7 @@ from gradmimic.run.clip.gallery import pairs_gallery
 from gradmimic.run.clip.outcome import WAYS, mean_scores, recalls, zero_shots
 from gradmimic.run.clip.read import Inputs
 from gradmimic.run.outcome import Outcome
-from gradmimic.run.shown import census_grid, score_charts
+from gradmimic.run.shown import census_grid, epoch_scores, score_charts
 from gradmimic.run.verdict import (
     gain_sentence,
     noise_sentence,
@@ -55,7 +56,7 @@ def write_pairs_page(
             verdict=_verdict(values, selection),
             tiles=_tiles(values, selection),
             notes=outcome.notes,
-            charts=_charts(values, selection, log, inputs),
+            charts=_charts(config, values, selection, log, inputs),
             gallery=pairs_gallery(config, inputs, selection, reference, log),
             grids=[_retrieval(values), _zero_shot(values), _census(outcome)],
             metrics=outcome.metrics,
@@ -110,13 +111,17 @@ def _tiles(values: Mapping[str, Any], selection: Selection) -> list[tuple[str, s
 
 
 def _charts(
-    values: Mapping[str, Any], selection: Selection, log: LogReader, inputs: Inputs
+    config: ClipConfig,
+    values: Mapping[str, Any],
+    selection: Selection,
+    log: LogReader,
+    inputs: Inputs,
 ) -> list[Chart | None]:
     """Draw the curves and the distribution of the scores."""
     level = values["reference"].get("retrieval", {}).get("R@10")
     recall = {name: dict(enumerate(recalls(values, way))) for way, name in WAYS.items()}
     loss = {name: dict(enumerate(values[way]["loss"])) for way, name in WAYS.items() if values[way]}
-    stacked, bad = values["aggregate"] == "stacked", None
+    names, bad = ("own caption", "swapped caption"), None
     if inputs.swapped is not None:
         ids = selection.table["sample_id"].to_pylist()
         bad = np.array([sample_id in inputs.swapped for sample_id in ids], dtype=np.bool_)
@@ -125,10 +130,12 @@ def _charts(
             selection,
             log,
             values["quality"],
-            other_scores=mean_scores(log, selection) if stacked else None,
+            rule=config.rule,
+            aggregate=config.aggregate,
+            other_scores=mean_scores(log, selection) if config.aggregate == "stacked" else None,
             bad=bad,
             noun="pairs",
-            names=("own caption", "swapped caption"),
+            names=names,
             canaries_are="pictures with another one’s caption",
         ),
         curve_chart(
@@ -142,6 +149,7 @@ def _charts(
             "loss",
             "Mean loss on the pairs as given. Learning bad ones by heart lowers it as well.",
         ),
+        epoch_chart(epoch_scores(log, selection), bad, names),
     ]
 
 

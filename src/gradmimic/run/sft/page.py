@@ -111,6 +111,8 @@ def _charts(
         selection,
         log,
         values["quality"],
+        rule=config.rule,
+        aggregate=config.aggregate,
         other_scores=other,
         canaries_are="prompts with another sample’s response",
     )
