@@ -2,9 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from gradmimic.curate import estimate_quality, select
+from gradmimic.curate import estimate_quality, select, stacked
 from gradmimic.curate.canaries import Estimate
 from gradmimic.curate.stack import stack
 from gradmimic.errors import ConfigError
@@ -170,3 +171,40 @@ def test_swapped_canaries_that_tell_nothing_remove_nothing():
     log, _ = pairs({"mimic": 0.0})
     assert len(select(log).removed) == 0
     assert estimate_quality(log).noise_rate == Estimate(0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "uniform", "confusable"), [(0, 40, 0), (0.2, 40, 10), (1, 0, 60)]
+)
+def test_canaries_are_learned_from_as_there_are_errors_of_their_kind(
+    share, uniform, confusable, monkeypatch
+):
+    log, _ = pairs({"mimic": 1.0, "clip": 1.0}, n=400)
+    kinds = log["canary"].to_pylist()
+    served = sorted(
+        {i for i, kind in zip(log["sample_id"].to_pylist(), kinds, strict=True) if kind}
+    )
+    # 40 samples serve for uniform canaries, 60 for confusable ones, the others for none
+    kind_of = dict.fromkeys(served[:40], "uniform/9") | dict.fromkeys(
+        served[40:100], "confusable/9"
+    )
+    named = [
+        kind and kind_of.get(i) for i, kind in zip(log["sample_id"].to_pylist(), kinds, strict=True)
+    ]
+    kept = [kind is None or name is not None for kind, name in zip(kinds, named, strict=True)]
+    place = log.column_names.index("canary")
+    log = log.set_column(place, "canary", pa.array(named, pa.string())).filter(pa.array(kept))
+    learned = []
+    monkeypatch.setattr(stacked, "confusable_share", lambda _seen, _chance: share)
+    monkeypatch.setattr(
+        stacked, "stack", lambda good, bad, names: learned.append(bad) or stack(good, bad, names)
+    )
+    select(log, "mixture", scorer=["mimic", "clip"], aggregate="stacked")
+    scores = {
+        kind: set(log.filter(pc.equal(log["canary"], kind))["score"].to_pylist())
+        for kind in ("uniform/9", "confusable/9")
+    }
+    counts = [sum(row[0] in own for row in learned[0]) for own in scores.values()]
+    assert counts == [uniform, confusable]
+    select(log.drop_columns("loss"), "mixture", scorer=["mimic", "clip"], aggregate="stacked")
+    assert len(learned[1]) == 100  # nothing tells the kinds apart: all of both

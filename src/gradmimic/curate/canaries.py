@@ -140,7 +140,7 @@ def calibrate(visits: Sequence[Seen], mean: Seen, *, seed: int = 0) -> Calibrati
         n = len(mean.real.values)
         votes = Votes(np.ones(n), -np.inf, False)
         return Calibration(Estimate(0.0, 0.0, 1.0), aurocs, by_visit, 0.0, best, votes)
-    share = _confusable_share(seen, chance)
+    share = confusable_share(seen, chance)
     rate = noise_rate(seen, share, chance)
     classes = _classes(_first(mean.canaries)[0])
     right = 0.0 if classes is None else (1 - share) * rate.value / (classes - 1)
@@ -251,8 +251,23 @@ def _least(real: Distribution, canary: Distribution) -> tuple[FloatArray, FloatA
     return f, g, int(np.argmin(np.where(g < _LEAST, np.inf, high)))
 
 
-def _confusable_share(seen: Seen, chance: np.random.Generator) -> float:
-    """Return λ: where between the kinds the losses of the lowest samples lie, less one error."""
+def confusable_share(seen: Seen, chance: np.random.Generator) -> float:
+    """Return λ: where between the kinds the losses of the lowest samples lie, less one error.
+
+    Args:
+        seen: a visit; its losses are those of the model.
+        chance: for the bootstrap.
+
+    Returns:
+        In [0, 1]: 0 where errors are spread over all classes, or there are not both kinds.
+
+    Example:
+        >>> x = np.arange(100.0)
+        >>> of = lambda loss: Distribution(x, np.ones(100), np.full(100, loss))
+        >>> seen = Seen(of(2.0), {"uniform/3": of(3.0), "confusable/3": of(1.0)})
+        >>> confusable_share(seen, np.random.default_rng(0))
+        0.5
+    """
     kinds = {kind.partition("/")[0]: own for kind, own in seen.canaries.items()}
     if "uniform" not in kinds or "confusable" not in kinds:
         return 0.0

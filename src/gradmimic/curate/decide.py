@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from gradmimic.curate.filters import Filtered, Filters
     from gradmimic.curate.histogram import Histogram
     from gradmimic.curate.plan import Group
+    from gradmimic.curate.seen import BinsSeen
     from gradmimic.curate.visits import Visits
-
-    _Seen = tuple[Histogram, Mapping[str, Histogram]]
 
 Log: TypeAlias = LogReader | pa.Table | str | os.PathLike[str]
 Rule = Literal["calibrated", "one_over_b", "two_means", "mixture", "none"]
@@ -190,6 +189,7 @@ def _at_once(
     """Average over the visits, or combine the scorers' means, then apply the rule once."""
     from gradmimic.curate import plan
     from gradmimic.curate.histogram import grid_of, histograms
+    from gradmimic.curate.seen import by_visit
 
     fetch, relative = visits.engine.fetch, rule == "one_over_b"
     name, boundary = _BOUNDARY.get(rule, ("score", ""))
@@ -220,11 +220,12 @@ def _at_once(
         bins = plan.mean_bins(canary_means, ["canary"], grid)
         found = histograms(fetch(bins), ["canary"])
         canaries = {kind: own for (kind,), own in found.items()}
-        by_visit = [seen for seen in _by_visit(visits.histograms(with_losses=True)) if seen[1]]
+        seen = by_visit(visits.histograms(with_losses=True))
+        with_canaries = [own for own in seen if own[1]]
         # A combination has no losses, by which one kind of canary is told from another.
         if stacked and len(canaries) == 1:
-            by_visit.append((real, canaries))
-        calibration = _calibrated(by_visit, (real, canaries))
+            with_canaries.append((real, canaries))
+        calibration = _calibrated(with_canaries, (real, canaries))
         votes = calibration.votes
     else:
         votes = RULES[rule](real.values, real.counts)
@@ -249,9 +250,10 @@ def _by_votes(
 ) -> tuple["ir.Table", _Said]:
     """Apply the rule at every visit, then count or weigh the votes."""
     from gradmimic.curate import plan
+    from gradmimic.curate.seen import by_visit
 
     thresholds, evidence = [], bool(voters)
-    for seen in _by_visit(visits.histograms(with_losses=rule == "calibrated")):
+    for seen in by_visit(visits.histograms(with_losses=rule == "calibrated")):
         real = seen[0]
         if rule == "calibrated":
             votes = _calibrated([seen], seen).votes
@@ -336,30 +338,12 @@ def _patterns(
     return keys, ayes, cast, found["rows"].to_numpy()
 
 
-def _by_visit(found: "Mapping[tuple[int, str | None], Histogram]") -> "list[_Seen]":
-    """Put the samples' and the canaries' histograms of each voter together, in order."""
-    seen: dict[int, _Seen] = {}
-    for voter in sorted({voter for voter, _ in found}):
-        seen[voter] = (
-            found[voter, None],
-            {kind: own for (other, kind), own in found.items() if other == voter and kind},
-        )
-    return list(seen.values())
-
-
-def _calibrated(visits: "Sequence[_Seen]", mean: "_Seen") -> "Calibration":
+def _calibrated(visits: "Sequence[BinsSeen]", mean: "BinsSeen") -> "Calibration":
     """Learn from the canaries."""
-    from gradmimic.curate.canaries import Distribution, Seen, calibrate
+    from gradmimic.curate.canaries import calibrate
+    from gradmimic.curate.seen import distributions
 
-    def distribution(found: "Histogram") -> Distribution:
-        losses = np.zeros(len(found.bins)) if found.losses is None else found.losses
-        # By the bins' numbers, not their values: what shares a bin is a tie.
-        return Distribution(found.bins.astype(np.float64), found.counts.astype(np.float64), losses)
-
-    def seen(real: "Histogram", canaries: "Mapping[str, Histogram]") -> Seen:
-        return Seen(distribution(real), {kind: distribution(own) for kind, own in canaries.items()})
-
-    return calibrate([seen(*visit) for visit in visits], seen(*mean))
+    return calibrate(distributions(visits), *distributions([mean]))
 
 
 def _threshold(found: "Histogram", votes: Votes) -> float:
