@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gradmimic.curate.decide import Aggregate, Rule, decide
 from gradmimic.curate.select import select
 from gradmimic.curate.selection import Selection
+from gradmimic.curate.votes import RULES as RULE_OF
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.reproduce import plots
@@ -81,7 +82,7 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
         assert calibration is not None  # noqa: S101  what that rule goes by
         calibrations[name] = calibration
         f1 = {"calibrated": _f1(calibrated, wrong)}
-        f1["mixture"] = _f1(select(log, "mixture", **own), wrong)
+        f1["mixture"] = detection(_removed_by_mixture(means.of(name)), wrong)["f1"]
         found[name] = _ranked(means.of(name), wrong) | {"f1": f1}
     areas, share = canary_areas(calibrations, [*left_out, STACKED])  # which has no losses
     for name, area in areas.items():
@@ -206,6 +207,13 @@ def _ranked(scores: npt.NDArray[np.float64], wrong: Bools) -> dict[str, Any]:
     area = auroc(scores, wrong)
     precision = float(metrics.average_precision_score(wrong, -scores))
     return {"auroc": area, "average_precision": precision}
+
+
+def _removed_by_mixture(scores: npt.NDArray[np.float64]) -> Bools:
+    """Return ``[n]``, what the rule removes of mean scores: as select does, without its bins."""
+    values, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    removed: Bools = ~RULE_OF["mixture"](values, counts).keep[place]
+    return removed
 
 
 def _f1(selection: Selection, wrong: Bools) -> float:
