@@ -39,7 +39,7 @@ def report(tmp_path_factory):
         score_chart(SCORES, canaries, bad=WRONG, thresholds=moved),
         visit_chart([Interval(0.9, 0.8, 0.95), Interval(0.8, 0.7, 0.9)], "uniform"),
         curve_chart({"plain": {0: 0.5, 1: 0.6}, "re-weighted": {0: 0.5}}, "accuracy", "", 0.8),
-        epoch_chart({0: SCORES, 1: SCORES / 2}, WRONG),
+        epoch_chart({epoch: SCORES / (1 + epoch) for epoch in range(9)}, WRONG),
         class_chart({name: Interval(0.2, 0.1, 0.3) for name in NAMES}, dict.fromkeys(NAMES, 0.25)),
         confusion_chart(NAMES, given, suggested, WRONG),
     ]  # fmt: skip
@@ -68,6 +68,8 @@ def test_all_charts_are_drawn_without_errors_or_requests(show, report):
     page = show()
     assert page.locator(".plot > svg, .plot svg.marks").count() == 6
     assert page.troubles == []
+    ridges = page.locator("#epochs .role-axis-label").last.locator("text").all_text_contents()
+    assert sorted(ridges) == [f"epoch {epoch}" for epoch in (0, 1, 2, 3, 5, 6, 7, 8)]
     assert page.locator("#scores .mark-rect.role-mark path").count() >= 120
     heads = page.locator("#charts h3").all_inner_texts()
     assert heads == [

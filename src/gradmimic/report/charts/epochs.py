@@ -131,7 +131,7 @@ def _spec(
         values=[-place for place in range(len(drawn))],
         labelExpr=f"[{labels}][-datum.value]",
         labelBaseline="bottom",
-        labelOverlap=False,
+        tickCount=len(drawn),
         grid=False,
         title=None,
     )
