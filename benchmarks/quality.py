@@ -9,7 +9,6 @@ Run: python benchmarks/quality.py [--seeds 3] [--data cifar10|banking77]
 """
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,11 +20,12 @@ import pyarrow.parquet as pq
 from harness import save
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from gradmimic.curate import Selection, estimate_quality, select
 from gradmimic.curate.decide import Aggregate, Rule
 from gradmimic.log import ScoreLog
+from gradmimic.reproduce.quality import pearson
+from gradmimic.reproduce.tables import pivot
 from gradmimic.run.config import RunConfig, load_config
 from gradmimic.run.inputs import load_inputs
 from gradmimic.run.job import run_job
@@ -98,28 +98,24 @@ def measure(config: RunConfig) -> dict[str, Any]:
 
 def show(data: str, results: list[dict[str, Any]], console: Console) -> None:
     """Print the means over the seeds, and how the estimates follow the truth."""
-    names = [*RULES, "known rate"]
-    table = Table("noise", "true", "estimate", "interval", "inside", "AUROC", *names, title=data)
-    for noise in dict.fromkeys(row["noise"] for row in results):
-        rows = [row for row in results if row["noise"] == noise]
-
-        def mean(key: str, rows: list[dict[str, Any]] = rows) -> float:
-            return statistics.mean(row[key] or 0.0 for row in rows)
-
-        inside = sum(row["low"] <= row["true"] <= row["high"] for row in rows)
-        table.add_row(
-            noise, f"{mean('true'):.3f}", f"{mean('estimate'):.3f}",
-            f"{mean('low'):.3f} – {mean('high'):.3f}", f"{inside} of {len(rows)}",
-            f"{mean('auroc'):.3f}", *(f"{mean(name):.3f}" for name in names),
-        )  # fmt: skip
-    console.print(table)
+    names = ["true", "estimate", "low", "high", "auroc", *RULES, "known rate"]
+    records = [
+        {"noise": row["noise"], "what": name, "value": row[name]}
+        for row in results
+        for name in names
+    ]
+    records += [
+        {"noise": row["noise"], "what": "inside", "value": row["low"] <= row["true"] <= row["high"]}
+        for row in results
+    ]
+    console.print(pivot(records, data, rows=["noise"], column="what").shown())
     true, estimate = (np.array([row[key] for row in results]) for key in ("true", "estimate"))
     symmetric = np.array([row["noise"] != "human" for row in results])
     console.print(
-        f"{data}: Pearson of estimated against true quality "
-        f"{np.corrcoef(true, estimate)[0, 1]:.4f} (symmetric noise alone "
-        f"{np.corrcoef(true[symmetric], estimate[symmetric])[0, 1]:.4f}; published: 0.903); mean "
-        f"absolute error on symmetric noise {np.abs(true - estimate)[symmetric].mean():.4f}"
+        f"{data}: Pearson of estimated against true quality {pearson(true, estimate):.4f} "
+        f"(symmetric noise alone {pearson(true[symmetric], estimate[symmetric]):.4f}; published: "
+        f"0.903); mean absolute error on symmetric noise "
+        f"{np.abs(true - estimate)[symmetric].mean():.4f}"
     )
 
 
