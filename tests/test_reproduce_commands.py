@@ -17,7 +17,9 @@ MODULES = {
     module.__name__.rpartition(".")[2]: module
     for module in (ablations, curves, detection, efficiency, quality)
 }
-FEW = {"ablations": "temperature"}  # groups of a quick test
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "detection" else name for name in MODULES
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def small(monkeypatch):
     monkeypatch.setattr(efficiency, "RANKED", ("mimic", "loss"))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_command_writes_its_tables_and_goes_on_from_what_it_has(
     name, data, tmp_path, monkeypatch
 ):
@@ -75,9 +77,6 @@ def test_a_command_writes_its_tables_and_goes_on_from_what_it_has(
     monkeypatch.setattr(MODULES[name], "compute", never)
     again = call(*arguments(name, data, out, noise=noise))
     assert again.exit_code == 0
-    assert (out / f"{name}.csv").read_text() == "\n".join(
-        line for line in (out / f"{name}.csv").read_text().split("\n")
-    )
     assert json.loads((out / f"{name}.json").read_text())["tables"] == content["tables"]
     with pytest.raises(AssertionError, match="computed again"):
         call(*arguments(name, data, out, noise=noise, lr=0.02))  # another setting, another cell
