@@ -249,13 +249,17 @@ def test_the_report_of_ablations_takes_gains_over_plain_training_of_the_same_mod
     rows = [
         ({**cell, "variant": "plain"}, {"accuracy": 0.5, "auroc": None}),
         ({**cell, "variant": "τ = 1"}, {"accuracy": 0.75, "auroc": 0.9}),
+        ({**cell, "variant": "τ = 2"}, {"accuracy": 0.45, "auroc": 0.8}),
     ]
     found = ablations.report(rows)
     accuracy_, gain, area = found.tables[0].rows["τ = 1",]
     assert (accuracy_.value, gain.value, area.value) == pytest.approx((75.0, 25.0, 90.0))
     assert found.tables[0].rows["plain",][1:] == (None, None)
-    (point,) = found.charts["temperature"].to_dict()["data"]["values"]
-    assert (point["x"], point["name"]) == (25.0, "τ = 1")
+    points = found.charts["temperature"].to_dict()["data"]["values"]
+    assert [(p["x"], p["name"]) for p in points] == [
+        (pytest.approx(25.0), "τ = 1"), (pytest.approx(-5.0), "τ = 2")
+    ]  # fmt: skip
+    assert "most is gained by τ = 1, +25.00 points, the least by τ = 2, -5.00" in found.told[0]
 
 
 def test_pictures_have_no_mlp(cases):

@@ -25,7 +25,7 @@ from gradmimic.reproduce.cases import Cases
 from gradmimic.reproduce.cells import Cell, Values
 from gradmimic.reproduce.problems import Problem
 from gradmimic.reproduce.report import Report, Rows
-from gradmimic.reproduce.tables import pivot
+from gradmimic.reproduce.tables import Table, pivot
 from gradmimic.run.models import build_model
 from gradmimic.separation import auroc
 
@@ -173,7 +173,21 @@ def report(rows: Rows) -> Report:
         )
         for group in dict.fromkeys(p["panel"] for p in points)
     }  # fmt: skip
-    return Report(tables, charts, [])
+    return Report(tables, charts, [_told(table) for table in tables])
+
+
+def _told(table: Table) -> str:
+    """Say which variants of a group gain most and least."""
+    gains = {
+        point["variant"]: point["value"]
+        for point in table.points()
+        if point["column"] == _SHOWN["gain"]
+    }
+    best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+    return (
+        f"{table.title}: the most is gained by {best}, {gains[best]:+.2f} points, the least by "
+        f"{worst}, {gains[worst]:+.2f}."
+    )
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:
