@@ -91,25 +91,31 @@ def noise_sentence(quality: Mapping[str, Any] | None, what: str) -> str:
     )
 
 
-def trust_sentence(quality: Mapping[str, Any] | None) -> str:
+def trust_sentence(
+    quality: Mapping[str, Any] | None, area: Mapping[str, float] | None = None
+) -> str:
     """Say how far the scores can be trusted.
 
+    Args:
+        quality: as ``Quality.as_dict``; None where there are no canaries.
+        area: the canaries' AUROC as the page says it elsewhere; None takes that of the quality.
+
     Example:
-        >>> area, rate = {"value": 0.52, "low": 0.49, "high": 0.55}, Interval(0, 0, 1)._asdict()
-        >>> trust_sentence({"auroc": {"swapped": area}, "noise_rate": rate})[:29]
+        >>> auroc, rate = Interval(0.52, 0.49, 0.55)._asdict(), Interval(0, 0, 1)._asdict()
+        >>> trust_sentence({"auroc": {"swapped": auroc}, "noise_rate": rate})[:29]
         'The scores cannot be trusted:'
     """
     if quality is None or not quality["auroc"]:
         return "There are no canaries, so nothing tells how far the scores can be trusted."
-    area = _area(quality)
+    own = _area(quality) if area is None else Interval(**area)
     perfect = 1 - quality["noise_rate"]["value"] / 2
     said = (
-        f"they tell canaries from samples with AUROC {area.value:.3f} ({area.low:.3f} to "
-        f"{area.high:.3f}), where 0.5 is chance"
+        f"they tell canaries from samples with AUROC {own.value:.3f} ({own.low:.3f} to "
+        f"{own.high:.3f}), where 0.5 is chance"
     )
-    if area.low <= 0.5:
+    if own.low <= 0.5:
         return f"The scores cannot be trusted: {said}."
-    if area.value < USELESS:
+    if own.value < USELESS:
         return f"The scores know little: {said} and about {perfect:.2f} is perfect."
     return f"The scores can be trusted: {said} and about {perfect:.2f} is perfect."
 

@@ -79,7 +79,7 @@ def _verdict(values: Mapping[str, Any], selection: Selection) -> str:
     parts = [
         noise_sentence(quality, "of the responses do not fit their prompts"),
         removal_sentence(len(selection.removed), len(selection), "samples"),
-        trust_sentence(quality),
+        trust_sentence(quality, values["auroc"].get("mimic")),
     ]
     return " ".join(part for part in parts if part)
 
