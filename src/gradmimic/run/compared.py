@@ -48,22 +48,30 @@ def compare_scorers(
 
 
 def scorer_metrics(found: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
-    """Pick what a person wants to read: for each scorer the first kind of canary, and the labels.
+    """Make a row of each scorer: the AUROC of wrong labels where they are known, else of canaries.
 
     Example:
         >>> area = {"value": 0.9, "low": 0.8, "high": 1.0}
-        >>> for row in scorer_metrics({"loss": {"canaries": {"uniform/3": area}, "labels": 0.7}}):
-        ...     print(row.name, row.value, row.meaning, sep=" | ")
-        AUROC of loss | 0.9 | of uniform canaries, 95 % interval 0.800 to 1.000
-        AUROC of loss | 0.7 | of wrong labels; 0.5 is chance, 1 is perfect
+        >>> for labels in (0.7, None):
+        ...     own = {"loss": {"canaries": {"uniform/3": area}, "labels": labels}}
+        ...     for row in scorer_metrics(own):
+        ...         print(row.name, row.value, row.meaning, sep=" | ")
+        AUROC of loss | 0.7 | of wrong labels; uniform canaries 0.900 (0.800 to 1.000)
+        AUROC of loss | 0.9 | uniform canaries 0.900 (0.800 to 1.000)
     """
     rows = []
     for name, own in found.items():
-        for kind, area in list(own["canaries"].items())[:1]:
-            interval = f"95 % interval {area['low']:.3f} to {area['high']:.3f}"
-            told = f"of {kind.partition('/')[0]} canaries, {interval}"
-            rows.append(Metric(f"AUROC of {name}", area["value"], told))
-        if own["labels"] is not None:
-            told = "of wrong labels; 0.5 is chance, 1 is perfect"
-            rows.append(Metric(f"AUROC of {name}", own["labels"], told))
+        told = [] if own["labels"] is None else ["of wrong labels"]
+        areas = list(own["canaries"].items())[:1]
+        told += [f"{kind.partition('/')[0]} canaries {_interval(area)}" for kind, area in areas]
+        value = own["labels"] if own["labels"] is not None else _first(areas)
+        rows.append(Metric(f"AUROC of {name}", value, "; ".join(told)))
     return rows
+
+
+def _interval(area: Mapping[str, float]) -> str:
+    return f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
+
+
+def _first(areas: Sequence[tuple[str, Mapping[str, float]]]) -> float | None:
+    return areas[0][1]["value"] if areas else None

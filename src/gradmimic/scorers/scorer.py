@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 Softmax = Callable[[Tensor], Tensor]  # scores [b] -> weights [b], by the training's temperature
 
-WHAT = {
+_WHAT = {
     "reference": "a better model's weights, which v points to",
     "outputs": "what a reference says of each sample id, an Outputs",
     "trusted": "(inputs, labels) of a few samples that are known to be clean",
@@ -83,7 +83,7 @@ class Scorer(ABC):
         """
         if value is None:
             raise ParameterError(
-                f"The scorer {self.name!r} needs {argument}=, {WHAT[argument]}; got None."
+                f"The scorer {self.name!r} needs {argument}=, {_WHAT[argument]}; got None."
             )
         return value
 
