@@ -297,6 +297,26 @@ def test_no_scorers_are_plain_training(data):
     assert torch.equal(loss, mean_loss(model(x), y))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
+def test_compiled_models_are_scored_as_they_are(data):
+    model, (x, y) = nn.Sequential(nn.Linear(D, 6), nn.ReLU(), nn.Linear(6, K)), data
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)  # compiled before anything watches
+    plain, scores = BatchScorer(model, ["grand"]), BatchScorer(compiled, ["grand"])
+    for _ in range(2):
+        one(plain, model, x, y)
+        one(scores, compiled, x, y, None).backward()
+        torch.testing.assert_close(scores.scores, plain.scores)
+
+
+def test_without_gradients_batches_are_scored_and_logged(data, tmp_path):
+    model, (x, y) = nn.Linear(D, K), data
+    with ScoreLog(tmp_path) as log, torch.no_grad():
+        one(BatchScorer(model, ["margin", "grand"], log=log), model, x, y, range(N), epoch=0)
+        assert len(select(log, "two_means", scorer="margin")) == N
+
+
 def test_half_precision_is_scored_in_single(data):
     model, (x, y) = nn.Linear(D, K), data
     scores = BatchScorer(model, ["margin", "grand"], weigh_by="agra")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradmimic.direction import LastUsed, find_head
+from gradmimic.direction import LastUsed, choose, find_head
 from gradmimic.errors import ParameterError, UsageError
 from gradmimic.wrapped import keep_out_of_graphs, unwrapped
 
@@ -57,6 +57,8 @@ class HeadWatch:
         for name, module in watched.items():
             hook = module.register_forward_hook(partial(self._keep, name))
             self._hooks.callback(hook.remove)
+        head = choose(self._model, "head", head=self.name)
+        self._hooks.enter_context(head.read_again())  # by what was compiled before the hooks came
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
