@@ -96,6 +96,7 @@
     slider.addEventListener("input", () => move(Number(slider.value)));
     controls.querySelector("button").addEventListener("click", () => move(own.start));
     plot.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       plot.setPointerCapture(event.pointerId);
       follow(event);
     });
