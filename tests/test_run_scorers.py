@@ -60,7 +60,8 @@ def test_others_are_logged_and_compared_and_change_nothing(folder, others):
         assert area == pytest.approx(compared[name]["labels"], abs=0.25)
 
 
-def test_the_command_line_takes_names_and_select_combines_them(folder):
+def test_the_command_line_takes_names_and_select_combines_them(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     keys = blob_keys(folder, scorers="loss, reference_loss")
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in keys.items() if key != "report"]
     run = CliRunner().invoke(app, ["run", *flags, "--no-report"])

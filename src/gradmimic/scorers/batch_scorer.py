@@ -98,7 +98,9 @@ class BatchScorer:
                 scorer.given(given[need], need)
         if isinstance(reference, nn.Module):
             reference = unwrapped(reference)
-        loaded = load_reference(reference) if "reference" in self._needs else None  # type: ignore[arg-type]
+        loaded = None
+        if reference is not None and "reference" in self._needs:
+            loaded = load_reference(reference)
         self._watch = HeadWatch(model)
         self._context = Context(model, self._watch, loaded, outputs, trusted, optimizer, loss)
         self._loss, self._log = loss, log
@@ -144,12 +146,7 @@ class BatchScorer:
             UsageError: no ``with`` block came before, logits of another pass, or no ids.
             LogError: the log refuses these rows.
         """
-        if isinstance(canaries, Canaries):
-            names = range(len(labels)) if ids is None else ids
-            drawn: CanaryLosses | None = canaries.labels(logits, labels, names)
-        else:
-            drawn = canaries
-        found, seen, rows = self._score(logits, labels, ids, drawn)
+        found, seen, rows, drawn = self._score(logits, labels, ids, canaries)
         m = seen.samples  # rows that train
         z = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = self._loss(z if m == len(labels) else z[rows], seen.labels[:m])
@@ -188,17 +185,21 @@ class BatchScorer:
         return self._score(logits, labels, ids, canaries)[0]
 
     def _score(
-        self, logits: Tensor, labels: Tensor, ids: Any, canaries: CanaryLosses | None
-    ) -> tuple[dict[str, Tensor], HeadPass, Tensor]:
-        """Return the scores, the pass, and which sample each row of it is."""
+        self, logits: Tensor, labels: Tensor, ids: Any, canaries: Canaries | CanaryLosses | None
+    ) -> tuple[dict[str, Tensor], HeadPass, Tensor, CanaryLosses | None]:
+        """Return the scores, the pass, which sample each row of it is, and the canaries."""
         features, output = self._watch.taken()
         check_labels(labels, logits)
         _check_pass(logits, output)
+        if isinstance(canaries, Canaries):
+            names = range(len(labels)) if ids is None else ids
+            canaries = canaries.labels(logits, labels, names)
         rows, all_labels = _with_canaries(labels, canaries)
         trained = canaries is not None and canaries.trained
         m = len(rows) if trained else len(labels)
         seen = self._seen(features, logits, ids, rows, all_labels, m)
-        return {scorer.name: scorer(seen).detach() for scorer in self._scorers}, seen, rows
+        found = {scorer.name: scorer(seen).detach() for scorer in self._scorers}
+        return found, seen, rows, canaries
 
     def _seen(
         self, features: Tensor, logits: Tensor, ids: Any, rows: Tensor, labels: Tensor, m: int
