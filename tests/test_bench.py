@@ -213,3 +213,10 @@ def test_the_cell_amp(engine, small):
             scores = trained(model, reference, batch, engine, scale=2.0**10)
         assert relative(scores, expected) < (0.2 if "coarse" in abilities_of(engine).amp else 0.05)
         assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_clock_may_be_another_one():
+    ticks = iter(range(100))
+    timing = interleave({"a": lambda: None}, turns=3, warmup=1, clock=lambda: float(next(ticks)))
+    assert timing["a"] == (1.0, 1.0)
+    assert next(ticks) == 7  # a start for each turn, an end for each that counts

@@ -14,7 +14,7 @@ class EL2N(Scorer):
     and finds that the longest ones of all are wrong labels.
 
     Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet: Finding Important Examples
-    Early in Training", arXiv 2107.07075, definition 2.3.
+    Early in Training", arXiv 2107.07075, section 2.
     """
 
     name = "el2n"

@@ -15,8 +15,8 @@ class GraNd(Scorer):
         w_i = ‖g_i‖ / Σ_j ‖g_j‖
 
     Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet: Finding Important Examples
-    Early in Training", arXiv 2107.07075, definition 2.1, of the last layer alone. It prunes by the
-    norm; to weigh a batch in proportion to it is the online form of arXiv 2501.06708, table 1.
+    Early in Training", arXiv 2107.07075, section 2, of the last layer alone. It prunes by the norm;
+    arXiv 2501.06708 compares with weights that grow with it, which are in proportion here.
     """
 
     name = "grand"

@@ -10,7 +10,7 @@ from gradmimic.scorers.scorer import Scorer
 class GWA(Scorer):
     """score_i = ⟨−g_i, θ⟩ / (‖g_i‖ ‖θ‖), in [−1, 1]; higher is better.
 
-    θ is the present last layer, its weight and its bias.
+    θ is the present last layer, its weight and its bias; the authors' code leaves out the bias.
 
     Source: Hölzl, Rueckert, Kaissis, "Gradient-Weight Alignment as a Train-Time Proxy for
     Generalization in Classification Tasks", arXiv 2510.25480.

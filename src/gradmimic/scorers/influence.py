@@ -14,7 +14,8 @@ class Influence(Scorer):
     of gradients, so ``temperature="auto"`` suits it better than a number.
 
     Source: Pruthi, Liu, Kale, Sundararajan, "Estimating Training Data Influence by Tracing Gradient
-    Descent", arXiv 2002.08484, of one step and the last layer; weights as in arXiv 2501.06708.
+    Descent", arXiv 2002.08484, of one step and the last layer. arXiv 2501.06708 compares with it in
+    the place of v, which divides the score by ‖ḡ‖ too, and weighs alike.
     """
 
     name = "influence"

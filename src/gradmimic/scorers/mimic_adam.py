@@ -19,7 +19,7 @@ class MimicAdam(Mimic):
     there is no v̂, and P = 1. Batches are weighed by softmax(score/τ).
 
     Source: Adam's update as in Xia, Malladi, Gururangan, Arora, Chen, "LESS: Selecting Influential
-    Data for Targeted Instruction Tuning", arXiv 2402.04333, section 2, there with the sample's own
+    Data for Targeted Instruction Tuning", arXiv 2402.04333, there with the sample's own
     part; toward weights as in arXiv 2501.06708.
     """
 

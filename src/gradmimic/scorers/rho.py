@@ -21,7 +21,7 @@ class Rho(Scorer):
 
     Source: Mindermann, Brauner, Razzak, Sharma, Kirsch, Xu, Höltgen, Gomez, Morisot, Farquhar, Gal,
     "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
-    arXiv 2206.07137.
+    arXiv 2206.07137. arXiv 2501.06708 compares with weights that grow with the same excess.
     """
 
     name = "rho"
