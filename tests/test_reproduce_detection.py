@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gradmimic import select
 from gradmimic.log import ScoreLog
-from gradmimic.reproduce.detection import AGGREGATES, RULES, gaps, judged
+from gradmimic.reproduce.detection import AGGREGATES, RULES, gaps, judged, report
 from gradmimic.reproduce.means import mean_scores
 
 NAMES = ["mimic", "loss", "chance"]
@@ -89,3 +89,21 @@ def test_gaps_are_to_the_best_in_hindsight(found):
     assert gap["chosen"] == pytest.approx(max(areas.values()) - areas[found["chosen"]])
     assert gap["stacked"] == pytest.approx(max(areas.values()) - areas["stacked"])
     assert min(gap.values()) >= 0
+
+
+def test_the_report_says_what_canaries_chose_and_how_far_from_the_best(found):
+    worse = {**found, "chosen": "chance"}
+    cells = [{"set": "blobs", "noise": "0.25", "seed": seed} for seed in range(2)]
+    shown = report(list(zip(cells, (found, worse), strict=True)))
+    gap = gaps(worse)["chosen"]
+    within = sum(gaps(values)["chosen"] <= 0.005 for values in (found, worse))
+    assert f"in {within} of 2 trainings; the largest gap is {gap:.4f}" in shown.told[0]
+    assert f"canaries chose {found['chosen']} (1), chance (1)" in shown.told[1]
+    tables = {table.title: table for table in shown.tables}
+    (by_noise,) = tables["AUROC: blobs"].rows["loss",]
+    assert by_noise.value == pytest.approx(found["scorers"]["loss"]["auroc"])
+    (f1,) = tables["F1 of mimic's scores by rule and aggregate: blobs"].rows["mixture", "majority"]
+    assert f1.value == pytest.approx(found["votes"]["mixture"]["majority"])
+    drawn = shown.charts["auroc"].to_dict()["data"]["values"]
+    points = tables["AUROC: blobs"].points()
+    assert [(p["name"], p["x"]) for p in drawn] == [(p["scorer"], p["value"]) for p in points]
