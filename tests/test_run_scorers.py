@@ -68,7 +68,7 @@ def test_the_command_line_takes_names_and_select_combines_them(folder, monkeypat
     assert run.exit_code == 0, run.output
     assert "AUROC of reference_loss" in run.output
     chosen = [f"--scorer={name}" for name in ("mimic", "loss", "reference_loss")]
-    log = str(folder / "run" / "log")
+    log = str(folder / "run")
     selected = CliRunner().invoke(app, ["select", log, *chosen, "--aggregate=stacked"])
     assert selected.exit_code == 0, selected.output
     assert "reference_loss" in selected.output
@@ -85,6 +85,17 @@ def test_trained_canaries_and_a_table_of_outputs(folder):
     trained = rows[(rows.scorer == "margin") & rows.canary.notna()]
     assert (trained.weight > 0).all()
     assert rows[rows.scorer == "rho"].sample_id.max() < 230 <= rows.sample_id.max()
+
+
+@pytest.mark.parametrize("align", ["outputs", pytest.param("auto", marks=pytest.mark.slow)])
+def test_a_trained_trunk_has_scores_of_its_last_layer(folder, align):
+    keys = {"model": "mlp", "hidden": 8, "trunk": "trained", "align": align}
+    metrics, _ = run_blobs(folder, scorers="margin,influence,reference_loss", **keys)
+    assert metrics["scorers"]["reference_loss"]["labels"] > 0.9
+    rows = ScoreLog.read(folder / "run" / "log").scan().to_pandas()
+    steps = {name: {*own.step} for name, own in rows[rows.canary.isna()].groupby("scorer")}
+    assert steps["margin"] == steps["influence"] == {*range(36)}
+    assert steps["mimic"] <= steps["margin"]  # an alignment on trial logs no mimic score
 
 
 @pytest.mark.parametrize(
