@@ -27,7 +27,7 @@ from gradmimic.run.train import train
 SHARES = (0.8, 0.7, 0.6, 0.5)
 ALL, RANDOM = "all", "random"
 RANKED = ("mimic", *LOGGED, STACKED)
-_TOLD_APART = ("mimic", RANDOM, STACKED, "reference_loss", "loss", "gwa")
+_TOLD_APART = ("mimic", RANDOM, STACKED, "rho", "loss", "agra")
 
 
 def cells(cases: Cases) -> list[Cell]:

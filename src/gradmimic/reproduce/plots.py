@@ -80,7 +80,7 @@ def dots(points: Sequence[Point], *, title: str, x: str, group: str) -> Any:
             "group:N", title=group, scale=alt.Scale(domain=groups, range=COLOURS[: len(groups)])
         ),
     )
-    axis = alt.Scale(zero=False)
+    axis = alt.Scale(zero=False, padding=8)
     layers = alt.layer(
         base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=x, scale=axis), x2="high:Q"),
         base.mark_point(filled=True, size=45, opacity=1).encode(
