@@ -56,6 +56,8 @@ bench: $(VENV)/.dev  ## every table that the docs quote; takes hours
 	$(BIN)/python benchmarks/sft.py --seeds 3
 	$(BIN)/python benchmarks/sft_cost.py
 	$(BIN)/python benchmarks/sklearn_classifier.py
+	$(BIN)/python benchmarks/scorers.py
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) runs site
