@@ -35,7 +35,8 @@ import gradmimic.label_issues
 from gradmimic.reproduce.cells import Cell, run_cells
 
 DATA = Path(os.environ.get("GRADMIMIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
-SLOW = ("cleanlab, cross-validated, C = 1", "Datalab, features")  # one seed is enough for these
+# One seed is enough for these.
+SLOW = ("k-nearest neighbours", "Datalab, features", "cleanlab, cross-validated, C = 1")
 SPEED = (("CIFAR-10", "symmetric", 0.2, 3), (BIG, "symmetric", 0.1, 1))  # the last: turns
 FASTER = 5  # times, than cleanlab with its cross-validation
 
