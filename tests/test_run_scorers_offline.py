@@ -92,6 +92,9 @@ def test_a_stopped_run_goes_on_with_the_same_scores(folder):
     for name in ("mimic", "rho", "margin"):
         whole, halves = (rows(out, name, 1).score for out in ("whole", "halves"))
         np.testing.assert_allclose(halves, whole, atol=1e-6)
+    rows_before = len(ScoreLog.read("halves/log").scan())
+    score_data(config(out="halves", scorers="rho,margin"))  # nothing is left to do
+    assert len(ScoreLog.read("halves/log").scan()) == rows_before
     with pytest.raises(ConfigError, match="scorers"):
         score_data(config(out="halves", scorers="rho"))
 

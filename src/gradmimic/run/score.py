@@ -251,14 +251,13 @@ def _weights(toward: _Toward) -> Reference | Source | None:
 def _said(
     config: ScoreConfig, toward: _Toward, batches: RowBatches, left: Sequence[int]
 ) -> Outputs | None:
-    """Return what the reference says of the samples, where a scorer asks and some are left."""
+    """Return what the reference says of the samples that are left, where a scorer asks."""
     if isinstance(toward.reference, Outputs):
         return toward.reference
-    if "outputs" not in asked_of(config.others) or not left or toward.model is None:
+    if "outputs" not in asked_of(config.others) or toward.model is None:
         return None
-    return cache_outputs(
-        toward.model, ((own.ids, own.inputs) for own in map(batches.__getitem__, left))
-    )
+    rows = (batches[number] for number in left or [0])  # the first one tells where the head is
+    return cache_outputs(toward.model, ((own.ids, own.inputs) for own in rows))
 
 
 def _samples(config: ScoreConfig) -> Samples:
