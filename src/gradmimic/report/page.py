@@ -54,7 +54,7 @@ def render_report(frame: Frame) -> str:
     Raises:
         MissingExtraError: jinja2, altair or vl-convert is not installed.
     """
-    return fill_template("page.html.jinja", frame)
+    return fill_template("base.html.jinja", frame)
 
 
 def fill_template(name: str, frame: Frame, **values: Any) -> str:
