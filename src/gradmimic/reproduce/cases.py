@@ -107,14 +107,17 @@ class Case:
         return fit(self.problem, self.labels, method, self.recipe, reference=reference, **more)
 
     @contextmanager
-    def logged(self, scorers: Sequence[str] = (), **more: Any) -> Iterator[tuple[Path, Fitted]]:
+    def logged(
+        self, scorers: Sequence[str] = (), rate: float | None = None, **more: Any
+    ) -> Iterator[tuple[Path, Fitted]]:
         """Train re-weighted by mimic, with canaries; yield the log's folder, and what was left.
 
         Args:
             scorers: others that are logged beside.
+            rate: the share of samples that serve as canaries; None for enough of them.
             more: as of :meth:`fit`.
         """
-        canaries = Canaries(enough(len(self.labels)), seed=self.recipe.seed)
+        canaries = Canaries(rate or enough(len(self.labels)), seed=self.recipe.seed)
         with tempfile.TemporaryDirectory() as folder:
             with ScoreLog(folder) as log:
                 left = self.fit("mimic", scorers=scorers, log=log, canaries=canaries, **more)

@@ -35,13 +35,15 @@ from gradmimic.separation import auroc
 Bools = npt.NDArray[np.bool_]
 RULES: tuple[Rule, ...] = ("one_over_b", "two_means", "mixture", "calibrated")
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "majority", "dawid_skene")
+# Where 60 % are bad, 500 canaries cannot tell a scorer of AUROC 0.98 from one of 0.95.
+CANARY_RATE = 0.2
 GOAL = 0.005  # how far below the best in hindsight the chosen one may be
 _FIGURES = {"auroc": "AUROC", "average_precision": "average precision"}
 
 
 def cells(cases: Cases) -> list[Cell]:
     """Return a cell for each set, noise and seed."""
-    return cases.cells("detection", scorers=list(NAMES))
+    return cases.cells("detection", scorers=list(NAMES), canary_rate=CANARY_RATE)
 
 
 def compute(cases: Cases, cell: Cell) -> Values:
@@ -56,7 +58,7 @@ def compute(cases: Cases, cell: Cell) -> Values:
             f"noise {cell['noise']} leaves all labels of {cell['set']} as they are, so there is "
             "nothing to find. Expected a rate above 0; see reproduce quality for clean data."
         )
-    with case.logged(LOGGED) as (log, _):
+    with case.logged(LOGGED, cell["canary_rate"]) as (log, _):
         return judged(log, NAMES, case.wrong)
 
 
