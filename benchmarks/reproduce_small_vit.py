@@ -1,7 +1,7 @@
 """A small ViT for `reproduce table1 --tuning full` on a CPU, and the rows that it never saw.
 
-Where no published ViT is at hand: 4 layers of width 96 on CIFAR-10's own 32 × 32 pictures, trained
-on the clean labels of rows 15,000 … 29,999. The set for the table is rows 0 … 4,999, and 2,000 of
+Where no published ViT is at hand: 2 layers of width 48 on CIFAR-10's own 32 × 32 pictures, trained
+on the clean labels of rows 15,000 … 29,999. The set for the table is rows 0 … 2,499, and 2,000 of
 the test rows. So its features suit the set far better than ImageNet's would; what the table then
 compares is how methods treat noise when everything trains.
 
@@ -24,8 +24,8 @@ from gradmimic.reproduce.backbones import Backbone
 from gradmimic.reproduce.sets import load_set
 from gradmimic.run.train import Rows, accuracy, train
 
-PRETRAINED, TRAINED, TESTED = slice(15_000, 30_000), 5_000, 2_000
-EPOCHS, LR = 12, 5e-4
+PRETRAINED, TRAINED, TESTED = slice(15_000, 30_000), 2_500, 2_000
+EPOCHS, LR = 4, 1e-3
 
 
 def write_copy(source: Path, folder: Path) -> None:
@@ -49,7 +49,7 @@ def write_vit(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192,
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
         image_size=32, patch_size=8, id2label={n: str(n) for n in range(10)},
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(folder)
