@@ -173,7 +173,7 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(show):
         assert box["x"] >= 0
         assert 250 < box["width"] <= 400 - box["x"]
     page.set_viewport_size({"width": 1000, "height": 800})
-    page.wait_for_function("document.querySelector('#scores .plot svg')?.clientWidth > 400")
+    page.wait_for_function("() => document.querySelector('#scores .plot svg')?.clientWidth > 400")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
