@@ -1,6 +1,7 @@
 """Every scorer against per-sample gradients, one backward pass each, in float64."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.optimize import lsq_linear
 from torch import nn
 from torch.nn import functional as F
 
-from gradmimic.errors import ParameterError
+from gradmimic.errors import MissingExtraError, ParameterError
 from gradmimic.scorers import (
     SCORERS,
     Agra,
@@ -259,6 +260,13 @@ def test_gradient_matching_pursues_the_batchs_gradient(shape, share):
     np.testing.assert_allclose(weights, expected, atol=1e-6)
     assert (weights >= 0).all()
     assert 1 <= (weights > 0).sum() <= math.ceil(share * case.b)
+
+
+def test_without_scipy_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    case = Case((3, 2, 3, 0), True, cross_entropy)
+    with pytest.raises(MissingExtraError, match=r"pip install 'gradmimic\[scorers\]'"):
+        GradMatch().weights(torch.zeros(3), case.seen(), soft)
 
 
 def test_gradients_that_add_up_to_nothing_weigh_alike():
