@@ -22,7 +22,7 @@ from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
 from gradmimic.label_issues.find import LEAST, issues_of
 from gradmimic.label_issues.inputs import as_features, as_mask, check_trusted, repeated
-from gradmimic.label_issues.judge import cross_fitted, judge
+from gradmimic.label_issues.judge import cross_fitted, judged_by
 from gradmimic.label_issues.probe import Data, Probe, fit, given_probe, threads
 from gradmimic.reference import load_reference
 from gradmimic.reweight import GradMimic
@@ -152,7 +152,7 @@ class MimicClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         judged = ~known if trusting or probe is not None else repeated(numbers, order)
         if judged.sum() >= LEAST:
             where = np.flatnonzero(judged)
-            told = judge(data, [(probe, where)]) if probe else cross_fitted(data, known, where)
+            told = judged_by(data, probe, where) if probe else cross_fitted(data, known, where)
             found = issues_of(y, order, known, told)
             self.sample_quality_, self.label_issues_ = found.p_clean, found.mask
             if found.can_be_trusted:

@@ -19,7 +19,7 @@ from gradmimic.label_issues.inputs import (
     check_trusted,
     repeated,
 )
-from gradmimic.label_issues.judge import Judgement, cross_fitted, judge
+from gradmimic.label_issues.judge import Judgement, cross_fitted, judged_by
 from gradmimic.label_issues.probe import Data, given_probe
 from gradmimic.reference import Reference, Source, load_reference
 
@@ -126,7 +126,8 @@ def find_label_issues(
             see ``load_reference``. It is used as it is.
         trusted: rows whose labels are known to be right, as indices or a mask ``[n]``. The
             reference learns from them, and they are never flagged.
-        return_indices_ranked_by: ``"score"`` or ``"p_clean"``, which give the same order; or None.
+        return_indices_ranked_by: ``"p_clean"``, which knows what classes are taken for which, or
+            ``"score"``, which judges each sample alone; or None.
         seed: of the folds, the order of training and the canaries.
 
     Returns:
@@ -153,7 +154,9 @@ def find_label_issues(
             f"None.{hint if ranked_by in _CLEANLAB else ''}"
         )
     found = _inspect(features, labels, reference, trusted, seed)
-    return found.mask if ranked_by is None else found.indices
+    if ranked_by is None:
+        return found.mask
+    return found.indices[np.argsort(getattr(found, ranked_by)[found.indices], kind="stable")]
 
 
 def inspect_labels(
@@ -237,7 +240,7 @@ def _inspect(
     data = Data(rows, torch.from_numpy(numbers.astype(np.int64)), len(order), seed)
     where = np.flatnonzero(judged)
     if probe is not None:
-        return issues_of(given, order, known, judge(data, [(probe, where)]))
+        return issues_of(given, order, known, judged_by(data, probe, where))
     return issues_of(given, order, known, cross_fitted(data, known, where))
 
 
@@ -250,16 +253,16 @@ def issues_of(
     given: npt.NDArray[Any], classes: npt.NDArray[Any], known: BoolArray, judgement: Judgement
 ) -> LabelIssues:
     """Bring a judgement into the order and the labels of the data."""
-    table, calibration = judgement.selection.table, judgement.calibration
-    where = table["sample_id"].to_numpy()
+    where = judgement.rows
     mask = np.zeros(len(given), dtype=np.bool_)
-    mask[where] = ~table["keep"].to_numpy(zero_copy_only=False)
+    mask[where] = judgement.flagged
     p_clean, score = np.where(known, 1.0, np.nan), np.full(len(given), np.nan)
-    p_clean[where], score[where] = table["p_clean"].to_numpy(), table["score"].to_numpy()
+    p_clean[where], score[where] = judgement.p_clean, judgement.score
     issues = np.flatnonzero(mask)
     issues = issues[np.lexsort((score[issues], p_clean[issues]))]
-    suggested = np.where(mask, classes[judgement.suggested], given)
-    auroc = calibration.auroc_by_visit[0]
+    suggested = given.copy()
+    suggested[mask] = classes[judgement.suggested[judgement.flagged]]
+    auroc = judgement.auroc
     if auroc.low <= 0.5:
         warnings.warn(
             f"these scores cannot be trusted: labels made wrong on purpose are told from the given "
@@ -269,6 +272,4 @@ def issues_of(
             "well as the classes of a reference.",
             stacklevel=4,
         )
-    return LabelIssues(
-        mask, issues, given, suggested, p_clean, score, calibration.noise_rate, auroc
-    )
+    return LabelIssues(mask, issues, given, suggested, p_clean, score, judgement.noise_rate, auroc)

@@ -12,6 +12,7 @@ from gradmimic.errors import DataError, listed
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 BLOCK = 4096  # rows in memory at a time, where there is no training
 

@@ -1,85 +1,185 @@
-"""Cross-fitting: every label is judged by a probe that never saw it, by way of log and canaries."""
+"""Every label is judged by a probe that never saw it, by the laws of labels, and by canaries.
 
-import math
-import tempfile
-from collections.abc import Iterable, Iterator
+    z_i        logits of the probe that was fitted without the fold of sample i           (folds)
+    p_clean    by the law of wrong labels under which they are likeliest         (law, confusions)
+    ρ̂          max(mean p_bad, ρ_tail), to which p_clean is brought
+    ρ_tail     (1 − ω) ρ_uniform + ω ρ_confusable,  ω = λ² / (λ² + (1 − λ)²)
+
+ρ_uniform and ρ_confusable are the largest shares of canaries of either kind that the lowest scores
+allow, and ω leans to the kind that prevails. Where some samples are trusted, their scores tell more:
+then ρ_tail is the share of ``mixture``. The likelihood alone sees too few errors where people err on
+what is hard to tell, since there errors look like classes that overlap.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from gradmimic.canaries import Canaries
 from gradmimic.cross_fit import deal
-from gradmimic.curate import Selection
-from gradmimic.curate.canaries import Calibration
-from gradmimic.curate.decide import decide
-from gradmimic.data.scale import Scale
-from gradmimic.label_issues.inputs import BLOCK, BoolArray, IntArray
-from gradmimic.label_issues.probe import Data, Probe, fit
-from gradmimic.log import ScoreLog
+from gradmimic.curate.canaries import Distribution, Estimate, Seen, auroc, noise_rate
+from gradmimic.label_issues.components import components
+from gradmimic.label_issues.confusions import confusions
+from gradmimic.label_issues.expected import flagged
+from gradmimic.label_issues.folds import Folds
+from gradmimic.label_issues.inputs import BLOCK, BoolArray, FloatArray, IntArray
+from gradmimic.label_issues.law import at_mean, fit_law, p_clean, sharpness_of, terms
+from gradmimic.label_issues.mixture import wrong_share
+from gradmimic.label_issues.probe import Data, Probe
 
-_SCORER = "mimic_path"
 _FOLDS = 5
+_ROUNDS = 2  # with trusted samples one more, which gains 0.005 of average precision there
+_HELD_OUT = 2000  # trusted samples, at most: the others teach the probes of all folds
 _LOGITS = 2**22  # in memory at a time
 _CANARIES = 50_000  # samples that serve as canaries, at most; below, all of them do
+_SAMPLES = 20_000  # that the laws are fitted to
+_MARGIN = 0.004  # of log likelihood for each sample
+_BINS = 1000  # of scores, as many in each: the bootstrap draws from bins
 
 
 class Judgement(NamedTuple):
-    """What stage 2 says of the judged samples, and the reference's best class but the given."""
+    """What is known of the judged samples, ``[m]`` each, and of all of them together."""
 
-    selection: Selection
-    calibration: Calibration
-    suggested: IntArray  # [n]
+    rows: IntArray
+    score: FloatArray
+    p_clean: FloatArray
+    flagged: BoolArray
+    suggested: IntArray  # the likeliest class but the given one
+    noise_rate: Estimate
+    auroc: Estimate
+
+
+class Judged(NamedTuple):
+    """Logits of probes that saw none of these labels."""
+
+    rows: IntArray  # [m]
+    logits: Tensor  # [m, K]
+    labels: Tensor  # [m]
+
+    @property
+    def scores(self) -> FloatArray:
+        """ln K + ln p_ref(y | x) ``[m]``."""
+        losses = F.cross_entropy(self.logits, self.labels, reduction="none")
+        scores: FloatArray = np.log(self.logits.shape[1]) - losses.double().numpy()
+        return scores
+
+
+class Told(NamedTuple):
+    """What the labels themselves tell: how likely each is if right, if wrong, and wrong at all."""
+
+    rate: float
+    right: FloatArray  # [m]
+    wrong: FloatArray  # [m]
+    confusable: float  # λ
+
+    def p_clean(self, mean: float | None = None) -> FloatArray:
+        """Return ``[m]``, brought to p_bad = ``mean`` on average where that is more."""
+        clean = p_clean(self.rate, self.right, self.wrong)
+        if mean is None or mean <= 1.0 - clean.mean():
+            return clean
+        return p_clean(at_mean(mean, self.right, self.wrong), self.right, self.wrong)
 
 
 def cross_fitted(data: Data, known: BoolArray, judged: IntArray) -> Judgement:
-    """Judge twice: by probes of the labels as they are, then by probes of what seems right."""
-    scale = Scale(data.features)
-    fold = deal(len(data.labels), _FOLDS, seed=data.seed, labels=data.labels)[judged]
-    trusting = bool(known.any())
+    """Judge by probes of the labels as they are, then again by probes of what seems right."""
+    fold = deal(len(data.labels), _FOLDS, seed=data.seed, labels=data.labels)
+    trusted = np.random.default_rng(data.seed).permutation(np.flatnonzero(known))
+    fold[trusted[_HELD_OUT:]] = -1
+    trusted = np.sort(trusted[:_HELD_OUT])
+    probes = Folds(components(data), data.labels, data.classes, fold)
+    weights = known.astype(np.float32)
+    weights[judged] = 1.0
+    for turn in range(_ROUNDS + bool(len(trusted))):
+        probes.fit(weights)
+        logits = probes.logits()
+        sure = Judged(trusted, logits[trusted], data.labels[trusted]) if len(trusted) else None
+        own = Judged(judged, logits[judged], data.labels[judged])
+        told = _told(own, sure, data.seed)
+        if turn == 0 and not _can_be_trusted(own, data.seed):
+            break  # nothing was learned that could help
+        weights[judged] = told.p_clean()
+    return _judgement(own, sure, told, data.seed)
 
-    def probes(weights: npt.NDArray[np.float32], folds: int) -> Iterator[tuple[Probe, IntArray]]:
-        for k in range(folds):
-            own = judged[fold % folds == k]
-            learning = weights > 0
-            learning[own] = False
-            yield fit(data, scale, np.flatnonzero(learning), weights), own
 
-    weights = known.astype(np.float32) if trusting else np.ones(len(known), dtype=np.float32)
-    first = judge(data, probes(weights, 1 if trusting else _FOLDS))
-    if first.calibration.auroc_by_visit[0].low <= 0.5 and not trusting:
-        return first  # nothing was learned that could help
-    weights[judged] = first.selection.table["p_clean"].to_numpy()
-    return judge(data, probes(weights, _FOLDS))
-
-
-def judge(data: Data, probes: Iterable[tuple[Probe, IntArray]]) -> Judgement:
-    """Log the scores of all samples and of their canaries, and decide."""
-    n, chance = len(data.labels), math.log(data.classes)
-    canaries = Canaries(min(1.0, _CANARIES / n), seed=data.seed)
+def judged_by(data: Data, probe: Probe, judged: IntArray) -> Judgement:
+    """Judge by a probe that was given."""
     block = max(1, min(BLOCK, _LOGITS // data.classes))
-    suggested = np.zeros(n, dtype=np.int64)
-    with tempfile.TemporaryDirectory(prefix="gradmimic-") as folder:
-        with ScoreLog(folder, seed=data.seed) as log:
-            for step, (probe, own) in enumerate(probes):
-                for rows in np.array_split(own, math.ceil(len(own) / block) or 1):
-                    labels = data.labels[rows]
-                    logits = probe(data.inputs(rows))  # [b, K]
-                    losses = F.cross_entropy(logits, labels, reduction="none")
-                    drawn = canaries.labels(logits, labels, rows)
-                    for ids, own_losses, kinds in (
-                        (rows, losses, None),
-                        (drawn.ids, drawn.losses, drawn.kinds),
-                    ):
-                        scores, none = chance - own_losses, torch.zeros(len(ids))
-                        log.append(
-                            ids, scores, none, own_losses,
-                            epoch=0, step=step, scorer=_SCORER, canary=kinds,
-                        )  # fmt: skip
-                    best = logits.topk(2).indices  # [b, 2]
-                    suggested[rows] = torch.where(best[:, 0] == labels, best[:, 1], best[:, 0])
-        selection, calibration = decide(folder, "calibrated", scorer=_SCORER)
-    assert calibration is not None  # noqa: S101
-    return Judgement(selection, calibration, suggested)
+    blocks = (judged[start : start + block] for start in range(0, len(judged), block))
+    logits = torch.cat([probe(data.inputs(rows)) for rows in blocks])
+    own = Judged(judged, logits, data.labels[judged])
+    return _judgement(own, None, _told(own, None, data.seed), data.seed)
+
+
+def _told(own: Judged, sure: Judged | None, seed: int) -> Told:
+    """Fit both laws of wrong labels, and take the one by class unless the other is much likelier."""
+    order = np.random.default_rng(seed).permutation(len(own.rows))[:_SAMPLES]
+    some = torch.from_numpy(np.sort(order))
+    sharpness = sharpness_of(sure.logits, sure.labels) if sure else None
+    law = fit_law(own.logits[some], own.labels[some], sharpness)
+    found = terms(own.logits, own.labels, law.sharpness)
+    p = (own.logits.double() * law.sharpness).softmax(1)  # [m, K]
+    by_class = confusions(p[some], own.labels[some], max(law.rate, 0.01))
+    of_law, of_class = found.wrong(law.confusable), by_class.wrong(p, own.labels)
+    gain = (1.0 - law.rate) * found.right + law.rate * of_law
+    gain /= (1.0 - by_class.rate) * found.right + by_class.rate * of_class
+    if float(gain.log().mean()) > _MARGIN:
+        return Told(law.rate, found.right.numpy(), of_law.numpy(), law.confusable)
+    return Told(by_class.rate, found.right.numpy(), of_class.numpy(), law.confusable)
+
+
+def _judgement(own: Judged, sure: Judged | None, told: Told, seed: int) -> Judgement:
+    """Let canaries say how far to trust the scores, and decide."""
+    best = own.logits.topk(2).indices  # [m, 2]
+    suggested = torch.where(best[:, 0] == own.labels, best[:, 1], best[:, 0]).numpy()
+    scores, chance = own.scores, np.random.default_rng(seed)
+    uniform, confusable = (_distribution(canaries) for canaries in _canaries(own, seed))
+    real, kind = _distribution(scores), f"uniform/{own.logits.shape[1]}"
+    area = auroc(real, uniform, chance)
+    if area.low <= 0.5:  # the scores tell nothing
+        clean, none = np.ones(len(scores)), np.zeros(len(scores), dtype=np.bool_)
+        return Judgement(own.rows, scores, clean, none, suggested, Estimate(0, 0, 1), area)
+    seen = Seen(real, {kind: uniform, kind.replace("uniform", "confusable"): confusable})
+    low, high = (noise_rate(seen, share, chance) for share in (0.0, 1.0))
+    if sure:
+        tail = wrong_share(scores, sure.scores, _canaries(sure, seed))
+    else:
+        odds = told.confusable**2, (1.0 - told.confusable) ** 2
+        tail = (odds[0] * high.value + odds[1] * low.value) / sum(odds)
+    clean = told.p_clean(tail)
+    rate = 1.0 - float(clean.mean())
+    noise = Estimate(rate, min(rate, low.low), max(rate, high.high))
+    return Judgement(own.rows, scores, clean, flagged(1.0 - clean), suggested, noise, area)
+
+
+def _can_be_trusted(own: Judged, seed: int) -> bool:
+    """Say whether scores tell canaries from samples at all."""
+    uniform, _ = _canaries(own, seed)
+    area = auroc(_distribution(own.scores), _distribution(uniform), np.random.default_rng(seed))
+    return area.low > 0.5
+
+
+def _canaries(own: Judged, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Return what samples score under wrong labels that were drawn: uniform, and confusable ones."""
+    n, classes = own.logits.shape
+    canaries = Canaries(min(1.0, _CANARIES / n), seed=seed)
+    block = max(1, min(BLOCK, _LOGITS // classes))
+    drawn: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, n, block):
+        part = slice(start, start + block)
+        losses = canaries.labels(own.logits[part], own.labels[part], own.rows[part]).losses
+        for kind, half in zip(drawn, losses.chunk(2), strict=True):
+            kind.append(half)
+    first, second = (np.log(classes) - torch.cat(kind).double().numpy() for kind in drawn)
+    return first, second
+
+
+def _distribution(scores: FloatArray) -> Distribution:
+    """Return scores in bins of as many samples each."""
+    ordered = np.sort(scores)
+    starts = np.unique(np.linspace(0, len(ordered), _BINS + 1).astype(np.int64))
+    counts = np.diff(starts).astype(np.float64)
+    means = np.add.reduceat(ordered, starts[:-1]) / counts
+    return Distribution(means, counts, -means)
