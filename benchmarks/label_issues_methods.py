@@ -251,7 +251,7 @@ def margins(case: Case, seed: int) -> Found:
 
 
 def ours(m: int = 0) -> Callable[[Case, int], Found]:
-    """Return ``inspect_labels``, given m trusted rows beside those that it judges."""
+    """Return ``inspect_labels``, given m trusted rows; its ranking is that of ``p_clean``."""
 
     def find(case: Case, seed: int) -> Found:
         n = len(case.given)
@@ -262,7 +262,7 @@ def ours(m: int = 0) -> Callable[[Case, int], Found]:
         else:
             found = inspect_labels(case.features, case.given, seed=seed)
         rate = found.noise_rate
-        score = np.nan_to_num(found.score[:n], nan=np.inf)  # a class's only row is not judged
+        score = np.nan_to_num(found.p_clean[:n], nan=np.inf)  # a class's only row is not judged
         return Found(score, found.mask[:n], (rate.value, rate.low, rate.high))
 
     return find
