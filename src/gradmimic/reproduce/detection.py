@@ -159,6 +159,7 @@ def report(rows: Rows) -> Report:
         best = max(own["auroc"] for own in values["scorers"].values())
         figures = {"best in hindsight": best, "chosen by canaries": best - gap["chosen"]}
         figures |= {"gap": gap["chosen"], "gap of stacked": gap["stacked"]}
+        figures["confusable"] = values["confusable"]
         choices += [{**cell, "what": what, "value": value} for what, value in figures.items()]
     title = "AUROC of the scorer that canaries choose"
     tables.append(pivot(choices, title, rows=["set", "noise"], column="what"))
