@@ -16,7 +16,7 @@ from gradmimic.label_issues.inputs import BLOCK, IntArray
 from gradmimic.label_issues.probe import Data
 
 _SIZE = 512  # components, at most: 384 lose 0.002 of average precision, all of 1,280 gain that
-_SAMPLES = 8192  # that the eigenvectors are computed from
+_SAMPLES = 4096  # that the eigenvectors are computed from
 
 
 class Components(NamedTuple):

@@ -6,8 +6,8 @@
 
     N_ky = Σ_{i: y_i = y} ρ p_k B_ky / P(y | x_i),     ρ = Σ N / n,     B_ky ∝ N_ky + c
 
-c draws B toward errors that are random: a probe is never quite right about which classes are near, and
-what it gets wrong grows with the number of samples, as c does.
+c draws B toward errors that are random: a probe is never quite right about which classes are near,
+and what it gets wrong grows with the number of samples, as c does.
 """
 
 from typing import NamedTuple

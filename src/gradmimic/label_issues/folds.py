@@ -1,10 +1,10 @@
 """The probes of all folds at once: one pass over the samples gives every gradient.
 
-    θ_f = argmin_θ Σ_{i not in fold f} w_i ℓ_i(θ) + ½ ‖θ‖²      w_i: how likely the label is right
-    z_i = θ_{f(i)} x_i                                          the logits of a probe that never saw i
+    θ_f = argmin_θ Σ_{i not in fold f} w_i ℓ_i(θ) + ¼ ‖θ‖²      w_i: how likely the label is right
+    z_i = θ_{f(i)} x_i                                          logits of a probe that never saw i
 
-By L-BFGS in coordinates that the diagonal of the Hessian's bound makes alike. Since the samples have
-length one on average, the penalty weighs as much as one sample.
+By L-BFGS in coordinates that the diagonal of the Hessian's bound makes alike. Since the samples
+have length one on average, the penalty weighs as much as half a sample.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from gradmimic.label_issues.components import Components
 from gradmimic.label_issues.inputs import IntArray
 
-_STEPS = 6  # L-BFGS's; what more of them change is below a thousandth of average precision
+_PENALTY = 0.5
 _CURVATURE = 0.1  # of the softmax, p (1 − p) on average: it is at most 1/4
 _CELLS = 2**18  # logits in memory at a time: they stay in the cache
 
@@ -27,28 +27,29 @@ class Folds:
         inputs: the samples, in components ``[n, r]``.
         labels: ``[n]`` int64 in 0 … K−1.
         classes: K.
-        fold: ``[n]``, the fold of each sample.
+        fold: ``[n]``, the fold of each sample; −1 for those that all probes may learn from.
     """
 
     def __init__(self, inputs: Components, labels: Tensor, classes: int, fold: IntArray) -> None:
         self.z, self.labels, self.classes = inputs.z, labels, classes
         self.fold = torch.from_numpy(fold)
         self.folds = int(fold.max()) + 1
-        curvature = _CURVATURE * len(labels) * inputs.squares + 1.0  # [r]
+        curvature = _CURVATURE * len(labels) * inputs.squares + _PENALTY  # [r]
         self.scale = torch.cat([curvature, torch.tensor([_CURVATURE * len(labels)])]).rsqrt()
         # The weights [folds · K, r + 1], the bias last, each divided by its scale.
         self.theta = torch.zeros(self.folds * classes, len(self.scale), requires_grad=True)
 
-    def fit(self, weights: npt.NDArray[np.float32]) -> None:
+    def fit(self, weights: npt.NDArray[np.float32], steps: int) -> None:
         """Take some steps down, each sample's loss weighted; a fold's own samples count nothing.
 
         Args:
             weights: ``[n]``, 0 or more.
+            steps: of L-BFGS.
         """
         learned = torch.from_numpy(weights)[:, None].repeat(1, self.folds)  # [n, folds]
-        learned[torch.arange(len(weights)), self.fold] = 0.0
+        learned[self.fold[:, None] == torch.arange(self.folds)] = 0.0
         optimizer = torch.optim.LBFGS(
-            [self.theta], max_iter=_STEPS, max_eval=_STEPS + 2, line_search_fn="strong_wolfe"
+            [self.theta], max_iter=steps, max_eval=steps + 2, line_search_fn="strong_wolfe"
         )
 
         def objective() -> Tensor:
@@ -59,9 +60,9 @@ class Folds:
             optimizer.step(objective)
 
     def logits(self) -> Tensor:
-        """Return ``[n, K]``, of each sample by the probe of the fold that it lies in."""
+        """Return ``[n, K]``, of each sample by the probe of its fold; NaN where it lies in none."""
         theta = (self.theta.detach() * self.scale).view(self.folds, self.classes, -1)
-        logits = torch.empty(len(self.labels), self.classes)
+        logits = torch.full((len(self.labels), self.classes), torch.nan)
         for k in range(self.folds):
             own = (self.fold == k).nonzero()[:, 0]
             for rows in own.split(max(1, _CELLS // self.classes)):
@@ -69,11 +70,11 @@ class Folds:
         return logits
 
     def _objective(self, learned: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ w_i ℓ_i + ½ ‖θ‖² over all folds, and its gradient, block by block."""
+        """Return Σ w_i ℓ_i + ¼ ‖θ‖² over all folds, and its gradient, block by block."""
         theta = self.theta * self.scale
-        slope = theta.clone()
+        slope = _PENALTY * theta
         slope[:, -1] = 0.0  # the bias is not penalised
-        total = 0.5 * slope.square().sum()
+        total = 0.5 * (slope * theta).sum()
         block = max(1, _CELLS // len(theta))
         for start in range(0, len(learned), block):
             z, w = self.z[start : start + block], learned[start : start + block]  # [b, r], [b, f]

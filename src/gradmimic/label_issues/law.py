@@ -2,14 +2,14 @@
 
     P(y | x) = (1 − ρ) p_y + ρ [(1 − λ) (1 − p_y) / (K − 1) + λ Σ_{k≠y} p_k a_y / (1 − a_k)]
 
-    p = softmax(t z), a = softmax(z), with z the logits of a probe that never saw the sample. The true
-    class k is drawn from p, and the label is k; or wrong, with probability ρ: then it is any other
-    class, as a uniform canary's is, or drawn from what the probe takes it for, as a confusable one's.
+    p = softmax(t z), a = softmax(z), with z the logits of a probe that never saw the sample. The
+    true class k is drawn from p, and the label is k; or wrong, with probability ρ: then it is any
+    other class, as a uniform canary's is, or what the probe may take it for, as a confusable one's.
 
     p_clean = (1 − ρ) p_y / P(y | x)
 
-t, ρ and λ are those that make the labels likeliest. On labels without errors ρ comes to about 0, since
-then the probe is right about how unsure it is.
+t, ρ and λ are those that make the labels likeliest. On labels without errors ρ comes to about 0,
+since then the probe is right about how unsure it is.
 """
 
 import math
@@ -169,10 +169,10 @@ def _descend(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, f
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss(free)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
     with torch.no_grad():
         return free.detach(), float(loss(free))

@@ -2,9 +2,9 @@
 
     F_judged = (1 − ρ) F_trusted + ρ [(1 − λ) G_uniform + λ G_confusable]
 
-F are the scores of samples, G those of canaries made of the trusted samples, which are surely wrong.
-Scores fall into bins of as many of these each, and the shares of the three are those under which the
-judged samples' bins are likeliest, found by expectation maximisation.
+F are the scores of samples, G those of canaries made of the trusted ones, which are surely wrong.
+Scores fall into bins of as many of these each, and the shares of the three are those under which
+the judged samples' bins are likeliest, found by expectation maximisation.
 """
 
 from collections.abc import Sequence
