@@ -173,8 +173,8 @@ def _canaries(own: Judged, seed: int) -> tuple[FloatArray, FloatArray]:
     for start in range(0, n, block):
         part = slice(start, start + block)
         losses = canaries.labels(own.logits[part], own.labels[part], own.rows[part]).losses
-        for kind, half in zip(drawn, losses.chunk(2), strict=True):
-            kind.append(half)
+        drawn[0].append(losses[: len(losses) // 2])
+        drawn[1].append(losses[len(losses) // 2 :])
     first, second = (np.log(classes) - torch.cat(kind).double().numpy() for kind in drawn)
     return first, second
 
