@@ -84,8 +84,8 @@ def table1(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="plain, grand, agra, grad_match, rho, influence, mimic, or ours, mimic_auto; "
-            "several may be given. Default: those of the paper.",
+            help="plain, grand, agra, grad_match, rho, influence, mimic, or ours, mimic_auto "
+            "and mimic_outputs; several may be given. Default: those of the paper.",
             show_default=False,
         ),
     ] = None,

@@ -27,7 +27,10 @@ from gradmimic.scorers import SCORERS, BatchScorer
 
 PLAIN = "plain"
 PUBLISHED = (PLAIN, "grand", "agra", "grad_match", "rho", "influence", "mimic")
-OURS = {"mimic_auto": {"temperature": "auto"}}  # what else GradMimic is told
+OURS: dict[str, dict[str, Any]] = {  # what else GradMimic is told
+    "mimic_auto": {"temperature": "auto"},
+    "mimic_outputs": {"temperature": "auto", "align": "outputs"},
+}
 METHODS = (*PUBLISHED, *OURS)
 FEW = 5  # clean samples of each class that influence may use
 APART = 1000  # from a training's seed to its reference's
@@ -103,7 +106,10 @@ def fit(
     mimic = scores = None
     if mimics:
         options = {"temperature": temperature, **OURS.get(method, {}), **(told or {})}
-        mimic = GradMimic(model, reference, log=log, **options)  # type: ignore[arg-type]
+        toward: Any = reference
+        if method == "mimic_outputs":
+            toward = outputs_of(toward, problem)
+        mimic = GradMimic(model, toward, log=log, **options)
     weigh_by = None if mimics or method == PLAIN else method
     names = [*scorers, *([weigh_by] if weigh_by else [])]
     if names:
@@ -138,7 +144,7 @@ def needs_reference(method: str) -> bool:
 
     Example:
         >>> [method for method in METHODS if needs_reference(method)]
-        ['rho', 'mimic', 'mimic_auto']
+        ['rho', 'mimic', 'mimic_auto', 'mimic_outputs']
     """
     own = SCORERS.get(method)
     return method in OURS or (own is not None and {"reference", "outputs"} & {*own.needs} != set())
