@@ -7,8 +7,8 @@ mimic scores of a model that walks from zero straight to its reference:
 
     ℓ_i(0) − ℓ_i(θ_ref) = ‖θ_ref‖ ∫₀¹ m_i(t) dt      m_i(t): the mimic score at θ = t θ_ref
 
-A model that trains on the noisy labels instead leaves that path, and its scores know less
-(docs/label-issues.md). Canaries tell what wrong labels score on this data, and how many there are.
+A model that trains on the noisy labels instead leaves that path, and its scores know less. What
+wrong labels become, and how many there are, is told by laws of labels and by canaries (``judge``).
 """
 
 from gradmimic.label_issues.find import LabelIssues, find_label_issues, inspect_labels

@@ -170,8 +170,9 @@ def inspect_labels(
     """Judge every label: is it wrong, how sure is that, and what should it be?
 
     score_i = ln K + ln p_ref(y_i | x_i), with p_ref from a linear probe that never saw sample i.
-    Without ``reference``, probes are trained twice, by five-fold cross-fitting: on all labels, or
-    the trusted ones, and then with each sample weighted by its ``p_clean`` of the first time.
+    Without ``reference``, probes are trained twice, by five-fold cross-fitting, on all labels and
+    then with each sample weighted by its ``p_clean`` of the first time; with trusted ones thrice.
+    As many are flagged as give the highest expected F1, see ``gradmimic.label_issues.judge``.
 
     Args:
         features: ``[n, d]``, as of ``find_label_issues``.
