@@ -30,8 +30,10 @@ def as_features(features: Any) -> npt.NDArray[Any]:
             f"{swapped or ' For images or text, pass what a pretrained model makes of them.'}"
         )
     for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
         with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(rows[start : start + BLOCK], dtype=np.float32))
+            narrow = block.astype(np.float32) if block.dtype.itemsize > 4 else block
+        finite = np.isfinite(narrow)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
             raise DataError(
