@@ -6,7 +6,9 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gradmimic import select
+from gradmimic.curate.canaries import Calibration, Estimate
 from gradmimic.log import ScoreLog
+from gradmimic.reproduce.choice import canary_areas, chosen
 from gradmimic.reproduce.detection import AGGREGATES, RULES, gaps, judged, report
 from gradmimic.reproduce.means import mean_scores
 
@@ -51,6 +53,13 @@ def by_hand(log, name, canary=None):
     return means["score_mean"].to_numpy()
 
 
+def of_first_visit(log, name, canary):
+    rows = ScoreLog.read(log).scan()
+    of_kind = pc.is_null(rows["canary"]) if canary is None else pc.equal(rows["canary"], canary)
+    first = pc.and_(pc.equal(rows["epoch"], 0), pc.equal(rows["scorer"], name))
+    return rows.filter(pc.and_(of_kind, first))["score"].to_numpy()
+
+
 def test_means_are_those_of_the_log(log):
     means = mean_scores(log, NAMES)
     for name in NAMES:
@@ -72,6 +81,11 @@ def test_every_figure_agrees_with_scikit_learn_and_with_select(log, found):
         )
         against = np.r_[np.ones(N), np.zeros(SERVING)], np.r_[scores, canary]
         assert own["canary_auroc"] == pytest.approx(roc_auc_score(*against), abs=2e-3)  # by bins
+        if name != "stacked":
+            real, drawn = (of_first_visit(log, name, kind) for kind in (None, "uniform/10"))
+            against = np.r_[np.ones(N), np.zeros(SERVING)], np.r_[real, drawn]
+            first = roc_auc_score(*against)
+            assert own["first_canary_auroc"] == pytest.approx(first, abs=2e-3)
     removed = ~select(log, "mixture", scorer="loss").mask()
     both = (removed & wrong()).sum()
     f1 = 2 * both / (removed.sum() + wrong().sum())
@@ -89,6 +103,32 @@ def test_gaps_are_to_the_best_in_hindsight(found):
     assert gap["chosen"] == pytest.approx(max(areas.values()) - areas[found["chosen"]])
     assert gap["stacked"] == pytest.approx(max(areas.values()) - areas["stacked"])
     assert min(gap.values()) >= 0
+
+
+def area(value, half=0.01):
+    return Estimate(value, value - half, value + half)
+
+
+def test_who_knows_samples_by_heart_does_not_win_by_a_hair():
+    areas = {"loss": area(0.66), "reference_loss": area(0.655), "stacked": area(0.659)}
+    first = {"loss": 0.57, "reference_loss": 0.658}
+    assert chosen(areas, first) == "reference_loss"
+    assert chosen({**areas, "loss": area(0.70)}, first) == "loss"  # surely better
+    assert chosen({**areas, "stacked": area(0.70)}, first) == "stacked"
+    assert chosen(areas, first, left_out=["reference_loss"]) == "loss"
+
+
+def test_kinds_of_canaries_count_as_the_errors_are():
+    def told(uniform, confusable, share):
+        by_kind = {"uniform/10": area(uniform), "confusable/10": area(confusable, half=0.03)}
+        return Calibration(area(0.2), by_kind, [area(0.5)], share, 0, None)
+
+    told_by = {"a": told(0.9, 0.6, 0.2), "b": told(0.8, 0.7, 0.4), "c": told(0.5, 0.5, 0.9)}
+    areas, share = canary_areas(told_by, left_out=["c"])
+    assert share == pytest.approx(0.3)  # the median of 0.2 and 0.4
+    assert areas["a"].value == pytest.approx(0.7 * 0.9 + 0.3 * 0.6)
+    assert areas["a"].low == pytest.approx(areas["a"].value - 0.7 * 0.01 - 0.3 * 0.03)
+    assert areas["c"].value == pytest.approx(0.5)
 
 
 def test_the_report_says_what_canaries_chose_and_how_far_from_the_best(found):

@@ -43,7 +43,8 @@ _FIGURES = {"auroc": "AUROC", "average_precision": "average precision"}
 
 def cells(cases: Cases) -> list[Cell]:
     """Return a cell for each set, noise and seed."""
-    return cases.cells("detection", scorers=list(NAMES), canary_rate=CANARY_RATE)
+    options = {"scorers": list(NAMES), "canary_rate": CANARY_RATE, "ties": "first visit"}
+    return cases.cells("detection", **options)
 
 
 def compute(cases: Cases, cell: Cell) -> Values:
@@ -72,7 +73,8 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
 
     Returns:
         By scorer and for their combination ``auroc``, ``average_precision``, ``canary_auroc`` and
-        by rule ``f1``; by rule and aggregate the ``f1`` of mimic's votes; what canaries ``chose``.
+        by rule ``f1``, and of scorers ``first_canary_auroc``, at the first visit; by rule and
+        aggregate the ``f1`` of mimic's votes; what canaries ``chose``.
     """
     means = mean_scores(log, names)
     left_out = list(means.stack.left_out)
@@ -88,7 +90,10 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
         found[name] = _ranked(means.of(name), wrong) | {"f1": f1}
     areas, share = canary_areas(calibrations, [*left_out, STACKED])  # which has no losses
     for name, area in areas.items():
-        found[name]["canary_auroc"] = area
+        found[name]["canary_auroc"] = area.value
+    first = {name: calibrations[name].auroc_by_visit[0].value for name in names}
+    for name, value in first.items():
+        found[name]["first_canary_auroc"] = value
     done = {(rule, "mean"): f1 for rule, f1 in found["mimic"]["f1"].items()}
     votes: dict[str, dict[str, float]] = {
         rule: {
@@ -101,7 +106,7 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
         "noise": float(wrong.mean()),
         "scorers": found,
         "votes": votes,
-        "chosen": chosen(areas, left_out),
+        "chosen": chosen(areas, first, left_out),
         "confusable": share,
         "left_out": left_out,
     }
