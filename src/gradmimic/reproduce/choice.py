@@ -75,8 +75,7 @@ def _area(own: Calibration, share: float) -> Estimate:
     total = sum(weights.values())
 
     def blended(bound: str) -> float:
-        return (
-            sum(w * float(getattr(own.auroc[kind], bound)) for kind, w in weights.items()) / total
-        )
+        parts = [w * float(getattr(own.auroc[kind], bound)) for kind, w in weights.items()]
+        return sum(parts) / total
 
     return Estimate(blended("value"), blended("low"), blended("high"))
