@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from gradmimic.curate.decide import Aggregate, Rule, decide
 from gradmimic.curate.select import select
@@ -22,10 +23,11 @@ from gradmimic.curate.selection import Selection
 from gradmimic.curate.votes import RULES as RULE_OF
 from gradmimic.errors import ConfigError
 from gradmimic.extras import import_extra
+from gradmimic.log_reader import LogReader
 from gradmimic.reproduce import plots
 from gradmimic.reproduce.cases import LOGGED, NAMES, Cases
 from gradmimic.reproduce.cells import Cell, Values
-from gradmimic.reproduce.choice import canary_areas, chosen
+from gradmimic.reproduce.choice import canary_areas, chosen, first_areas
 from gradmimic.reproduce.means import STACKED, mean_scores
 from gradmimic.reproduce.report import Report, Rows
 from gradmimic.reproduce.tables import pivot
@@ -72,9 +74,9 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
         wrong: ``[n]``, which labels are wrong, and some are.
 
     Returns:
-        By scorer and for their combination ``auroc``, ``average_precision``, ``canary_auroc`` and
-        by rule ``f1``, and of scorers ``first_canary_auroc``, at the first visit; by rule and
-        aggregate the ``f1`` of mimic's votes; what canaries ``chose``.
+        By scorer and for their combination ``auroc``, ``average_precision``, ``canary_auroc``,
+        ``first_canary_auroc`` of the first visit alone, and by rule ``f1``; by rule and aggregate
+        the ``f1`` of mimic's votes; what canaries ``chose``.
     """
     means = mean_scores(log, names)
     left_out = list(means.stack.left_out)
@@ -91,9 +93,10 @@ def judged(log: Path, names: Sequence[str], wrong: Bools) -> dict[str, Any]:
     areas, share = canary_areas(calibrations, [*left_out, STACKED])  # which has no losses
     for name, area in areas.items():
         found[name]["canary_auroc"] = area.value
-    first = {name: calibrations[name].auroc_by_visit[0].value for name in names}
-    for name, value in first.items():
-        found[name]["first_canary_auroc"] = value
+    visit = LogReader(log).scan(filter=pc.field("epoch") == 0)
+    first = first_areas(mean_scores(visit, names), means.stack, share)
+    for name, area in first.items():
+        found[name]["first_canary_auroc"] = area.value
     done = {(rule, "mean"): f1 for rule, f1 in found["mimic"]["f1"].items()}
     votes: dict[str, dict[str, float]] = {
         rule: {

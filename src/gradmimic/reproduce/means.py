@@ -7,12 +7,12 @@ as stage 2 takes it: visits after the model has overtaken its reference are left
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gradmimic.curate.backends import connect
+from gradmimic.curate.decide import Log
 from gradmimic.curate.stack import Stack
 from gradmimic.curate.stacked import stacked
 from gradmimic.curate.visits import Visits
@@ -45,12 +45,16 @@ class Means:
             return self.stack(self.scores)
         return self.scores[:, self.names.index(name)]
 
+    def drawn(self, name: str) -> Floats:
+        """Return ``[c]``, the canaries' mean scores by one scorer."""
+        return self.canaries[:, self.names.index(name)]
 
-def mean_scores(log: Path, names: Sequence[str]) -> Means:
+
+def mean_scores(log: Log, names: Sequence[str]) -> Means:
     """Average the visits of a log with canaries.
 
     Args:
-        log: its folder; ids are the numbers 0 … n − 1.
+        log: its folder, or some of its rows; ids are the numbers 0 … n − 1.
         names: of the scorers, two or more.
 
     Raises:
