@@ -9,13 +9,11 @@ from blobs import make_blobs
 from torch.nn import functional as F
 
 from gradmimic import estimate_quality, select
-from gradmimic.curate.canaries import Calibration, Estimate
 from gradmimic.data import symmetric
 from gradmimic.errors import ConfigError, DataError
 from gradmimic.reproduce import ablations, curves, efficiency, quality
 from gradmimic.reproduce.altered import altered, jittered
 from gradmimic.reproduce.cases import Cases, Settings
-from gradmimic.reproduce.choice import canary_areas, chosen
 from gradmimic.reproduce.noise import Noise, corrupt, parse_noise
 from gradmimic.reproduce.training import APART
 from gradmimic.run.train import Rows, accuracy, train
@@ -79,31 +77,6 @@ def test_a_case_has_exactly_the_wrong_labels_that_its_cell_names(tmp_path):
     said[range(N), clean] = -torch.inf
     wrong = torch.from_numpy(found[3].wrong)
     assert torch.equal(found[3].labels[wrong], said.argmax(1)[wrong])
-
-
-# --- what canaries choose ----------------------------------------------------------------------
-
-
-def calibration(uniform, confusable, share):
-    of = {"uniform/3": uniform, "confusable/3": confusable}
-    auroc = {kind: Estimate(value, value, value) for kind, value in of.items()}
-    return Calibration(Estimate(0.1, 0.0, 0.2), auroc, [], share, 0, None)
-
-
-def test_canaries_are_weighed_by_the_kind_of_the_errors():
-    found = {
-        "a": calibration(0.9, 0.6, 0.0),
-        "b": calibration(0.8, 0.8, 0.5),
-        "c": calibration(1.0, 1.0, 1.0),
-        "d": calibration(0.7, 0.9, 0.25),
-    }
-    areas, share = canary_areas(found, ["c"])
-    assert share == 0.25  # the median of 0, 0.5 and 0.25
-    assert areas == pytest.approx(
-        {"a": 0.75 * 0.9 + 0.25 * 0.6, "b": 0.8, "c": 1.0, "d": 0.75 * 0.7 + 0.25 * 0.9}
-    )
-    assert chosen(areas, ["c"]) == "a"
-    assert chosen(areas) == "c"
 
 
 # --- quality -----------------------------------------------------------------------------------
