@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from gradmimic.cli import app
 from gradmimic.data.noise import symmetric
 from gradmimic.errors import ConfigError, DataError, GradMimicError
-from gradmimic.reproduce import references, table1
+from gradmimic.reproduce import cases, references
 from gradmimic.reproduce.problems import open_problem
 from gradmimic.reproduce.training import fit, train_reference
 from gradmimic.run.self_reference import Recipe
@@ -70,7 +70,7 @@ def trained(monkeypatch):
         counts["references"] += 1
         return train_reference(*arguments)
 
-    monkeypatch.setattr(table1, "fit", counted)
+    monkeypatch.setattr(cases, "fit", counted)
     monkeypatch.setattr(references, "train_reference", reference)
     return counts
 
@@ -145,19 +145,19 @@ def test_a_changed_setting_adds_the_cells_that_read_it(folder, trained):
 
 
 def test_a_table_that_was_stopped_goes_on(folder, trained, monkeypatch):
-    counted = table1.fit
+    counted = cases.fit
 
     def stopped(*arguments, **more):
         if len(trained["methods"]) == 5:
             raise KeyboardInterrupt
         return counted(*arguments, **more)
 
-    monkeypatch.setattr(table1, "fit", stopped)
+    monkeypatch.setattr(cases, "fit", stopped)
     CliRunner().invoke(app, flags(folder))
     assert len(cells(folder)) == 5
     assert not (folder / "out" / "table1.md").exists()
     (folder / "out" / "cells" / "half.json").write_text('{"cell"')  # what a full disk may leave
-    monkeypatch.setattr(table1, "fit", counted)
+    monkeypatch.setattr(cases, "fit", counted)
     went_on = call(folder)
     assert len(trained["methods"]) == 12
     assert trained["references"] == 2

@@ -8,7 +8,8 @@ pytest.importorskip("altair", reason="needs the extra 'report'")
 
 from gradmimic import ScoreLog, select
 from gradmimic.curate import estimate_quality
-from gradmimic.run.shown import epoch_scores, score_charts
+from gradmimic.run.outcome import scores_by_epoch
+from gradmimic.run.shown import score_charts
 
 N, BAD = 300, 90
 IDS = np.arange(N) * 7 + 3
@@ -113,9 +114,11 @@ def test_a_run_that_keeps_all_begins_at_the_lowest_score(logged):
 def test_scores_of_each_epoch_stand_in_the_selection_s_order(logged):
     log, scores, _ = logged
     selection = select(log)
-    found = epoch_scores(log, selection)
+    found = scores_by_epoch(log, selection.table["sample_id"])
     assert list(found) == [0, 1]
     for epoch in range(2):
         np.testing.assert_allclose(found[epoch], scores[epoch], rtol=1e-6)
     some = type(selection)(selection.table.filter(pa.array(np.arange(N) % 2 == 0)))
-    np.testing.assert_allclose(epoch_scores(log, some)[1], scores[1][::2], rtol=1e-6)
+    np.testing.assert_allclose(
+        scores_by_epoch(log, some.table["sample_id"])[1], scores[1][::2], rtol=1e-6
+    )

@@ -26,10 +26,10 @@ from gradmimic.reproduce.cells import Cell, Values
 from gradmimic.reproduce.problems import Problem
 from gradmimic.reproduce.report import Report, Rows
 from gradmimic.reproduce.tables import Table, pivot
+from gradmimic.reproduce.training import PLAIN
 from gradmimic.run.models import build_model
 from gradmimic.separation import auroc
 
-PLAIN = "plain"
 HIDDEN = 256  # of the MLP
 _SHOWN = {"accuracy": "accuracy, %", "gain": "gain, points", "auroc": "AUROC × 100"}
 

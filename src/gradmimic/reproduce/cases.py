@@ -26,7 +26,7 @@ from gradmimic.reproduce.noise import corrupt, parse_noise
 from gradmimic.reproduce.problems import Problem, Tuning, open_problem
 from gradmimic.reproduce.references import kept_reference
 from gradmimic.reproduce.sets import SETS, load_set
-from gradmimic.reproduce.training import APART, Fitted, fit
+from gradmimic.reproduce.training import APART, Fitted, fit, needs_reference
 from gradmimic.run.prepare import Progress
 from gradmimic.run.self_reference import Recipe
 from gradmimic.run.train import logits, train
@@ -101,7 +101,7 @@ class Case:
     def fit(self, method: str, **more: Any) -> Fitted:
         """Train on the given labels, with the reference where the method needs one."""
         reference = more.pop("reference", None)
-        if reference is None and method != "plain":
+        if reference is None and needs_reference(method):
             reference = self.reference
         more.setdefault("temperature", self.temperature)
         return fit(self.problem, self.labels, method, self.recipe, reference=reference, **more)

@@ -28,7 +28,6 @@ from gradmimic.reproduce.training import (
     OURS,
     PLAIN,
     PUBLISHED,
-    fit,
     needs_reference,
     reads_temperature,
     steps,
@@ -102,19 +101,8 @@ class Table1:
 
     def _compute(self, cell: Cell, on_step: Callable[[], None]) -> Values:
         case, method = self._case(cell), cell["method"]
-        reference = said = None
-        if needs_reference(method):
-            reference = case.reference
-            said = accuracy(reference, case.problem.test)
-        curve = fit(
-            case.problem,
-            case.labels,
-            method,
-            case.recipe,
-            reference=reference,
-            temperature=case.temperature,
-            on_step=on_step,
-        ).curve
+        said = accuracy(case.reference, case.problem.test) if needs_reference(method) else None
+        curve = case.fit(method, on_step=on_step).curve
         return {"reference_accuracy": said, **curve.by_epoch()}
 
     def _case(self, cell: Cell) -> Case:

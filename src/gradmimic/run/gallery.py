@@ -8,11 +8,11 @@ import numpy.typing as npt
 from gradmimic.curate import Selection
 from gradmimic.curate.review import log_key
 from gradmimic.log_reader import LogReader
-from gradmimic.report.gallery import Gallery, arrange
+from gradmimic.report.gallery import Gallery
 from gradmimic.report.numbers import shortened
 from gradmimic.run.config import RunConfig
 from gradmimic.run.inputs import Inputs
-from gradmimic.run.shown import lowest_kept
+from gradmimic.run.shown import arranged
 
 
 def labels_gallery(
@@ -32,10 +32,9 @@ def labels_gallery(
         log: every score; decisions that a person exports name it.
     """
     samples = inputs.train
-    threshold = lowest_kept(selection, selection.table["score"].to_numpy())
-    arranged = arrange(selection.table, threshold)
+    shown_rows = arranged(selection)
     order = np.argsort(samples.ids)
-    ids = np.array(arranged.table["sample_id"].to_pylist(), samples.ids.dtype)
+    ids = np.array(shown_rows.table["sample_id"].to_pylist(), samples.ids.dtype)
     rows = order[np.searchsorted(samples.ids[order], ids)]  # [m]
     shown = None if samples.shown is None else samples.shown.take(rows)
 
@@ -46,7 +45,7 @@ def labels_gallery(
     return Gallery(
         run=Path(config.out).resolve().name,
         log=log_key(log) or "",
-        arranged=arranged,
+        arranged=shown_rows,
         classes=samples.classes,
         given=samples.labels[rows],
         suggested=suggested[rows],

@@ -66,7 +66,7 @@ def run_job(config: RunConfig, progress: Progress = lambda _what, _steps: lambda
     selection = select(log, rule, aggregate=config.aggregate, out=files["selection"])
     labels = write_labels(out / "labels.parquet", inputs.train)
     quality = estimate_quality(log, labels=labels) if config.canaries != "off" else None
-    scores = scores_by_epoch(log, inputs.train)
+    scores = scores_by_epoch(log, inputs.train.ids)
     values = measure(inputs, trained, scores, selection, quality)
     if config.others:
         values["scorers"] = compare_scorers(log, ("mimic", *config.others), inputs)

@@ -119,17 +119,18 @@ def measure(
     return values
 
 
-def scores_by_epoch(log: LogReader, samples: Samples) -> Scores:
-    """Arrange the log's mimic scores by epoch and by the samples' order."""
+def scores_by_epoch(log: LogReader, ids: npt.NDArray[Any] | pa.ChunkedArray) -> Scores:
+    """Return for each epoch the mimic scores ``[n]`` in the order of some ids; NaN where unseen."""
     mimic = pc.field("canary").is_null() & (pc.field("scorer") == "mimic")
     rows = log.scan(["sample_id", "epoch", "score"], mimic)
-    order = np.argsort(samples.ids)
-    place = order[np.searchsorted(samples.ids[order], rows["sample_id"].to_numpy())]  # [visits]
-    epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
-    table = {}
-    for epoch in np.unique(epochs):
-        table[int(epoch)] = np.full(len(samples), np.nan, dtype=np.float32)
-        table[int(epoch)][place[epochs == epoch]] = scores[epochs == epoch]
+    logged = rows["sample_id"]
+    place = pc.index_in(logged, value_set=pa.array(ids, logged.type))  # [visits], null elsewhere
+    rows = rows.filter(place.is_valid())
+    at, epochs = place.drop_null().to_numpy(), rows["epoch"].to_numpy()
+    scores, table = rows["score"].to_numpy(), {}
+    for epoch in np.unique(epochs).tolist():
+        table[epoch] = np.full(len(ids), np.nan, dtype=np.float32)
+        table[epoch][at[epochs == epoch]] = scores[epochs == epoch]
     return table
 
 

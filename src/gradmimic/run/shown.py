@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from gradmimic.curate import Selection
 from gradmimic.curate.backends import connect
@@ -15,6 +14,7 @@ from gradmimic.report.charts.chart import Chart
 from gradmimic.report.charts.curves import visit_chart
 from gradmimic.report.charts.histogram import score_chart
 from gradmimic.report.charts.threshold import thresholds
+from gradmimic.report.gallery import END, Arranged, arrange
 from gradmimic.report.grids import Grid
 from gradmimic.report.numbers import Interval
 from gradmimic.run.outcome import Outcome
@@ -37,6 +37,12 @@ def lowest_kept(selection: Selection, scores: npt.NDArray[np.floating]) -> float
     if keep.all() or not keep.any() or scores[~keep].max() > scores[keep].min():
         return None
     return float(scores[keep].min())
+
+
+def arranged(selection: Selection, end: int = END) -> Arranged:
+    """Return the rows of a gallery, with so many samples at each end and at the border."""
+    scores = selection.table["score"].to_numpy()
+    return arrange(selection.table, lowest_kept(selection, scores), end=end)
 
 
 def score_charts(
@@ -97,21 +103,6 @@ def score_charts(
         ),
         visit_chart([Interval(**own) for own in visits], kind.partition("/")[0]),
     ]
-
-
-def epoch_scores(log: LogReader, selection: Selection) -> dict[int, npt.NDArray[np.float64]]:
-    """Return for each epoch the mimic scores ``[n]`` in the selection's order, NaN where unseen."""
-    real = pc.field("canary").is_null() & (pc.field("scorer") == "mimic")
-    rows = log.scan(["sample_id", "epoch", "score"], real)
-    ids = selection.table["sample_id"]
-    place = pc.index_in(rows["sample_id"], value_set=ids.combine_chunks()).to_numpy()
-    epochs, scores = rows["epoch"].to_numpy(), rows["score"].to_numpy()
-    found = {}
-    for epoch in np.unique(epochs).tolist():
-        own = (epochs == epoch) & ~np.isnan(place)
-        found[epoch] = np.full(len(ids), np.nan)
-        found[epoch][place[own].astype(np.int64)] = scores[own]
-    return found
 
 
 def _canary_means(log: LogReader) -> dict[str, npt.NDArray[np.float64]]:

@@ -12,12 +12,12 @@ from gradmimic.data.pairs.picture import decode
 from gradmimic.data.pairs.sample import Record
 from gradmimic.log_reader import LogReader
 from gradmimic.pair_model import PairModel
-from gradmimic.report.gallery import Gallery, arrange
+from gradmimic.report.gallery import Gallery
 from gradmimic.report.numbers import shortened
 from gradmimic.run.clip.config import ClipConfig
 from gradmimic.run.clip.pool import Held
 from gradmimic.run.clip.read import Inputs
-from gradmimic.run.shown import lowest_kept
+from gradmimic.run.shown import arranged
 
 END = 36  # pairs at each end: every one is looked for in its shard, and scored by the reference
 
@@ -38,10 +38,9 @@ def pairs_gallery(
         reference: the whole model, for its CLIP score of the pairs that are shown.
         log: every score; decisions that a person exports name it.
     """
-    threshold = lowest_kept(selection, selection.table["score"].to_numpy())
-    arranged = arrange(selection.table, threshold, end=END)
-    ids = arranged.table["sample_id"].to_pylist()
-    wanted = {ids[row]: row for row in arranged.wanted}
+    rows = arranged(selection, END)
+    ids = rows.table["sample_id"].to_pylist()
+    wanted = {ids[row]: row for row in rows.wanted}
     found = _find(inputs, wanted)
     captions = {sample_id: record.texts[0] for sample_id, record in found.items()}
     if isinstance(inputs.train, Held):  # as they were trained on
@@ -58,7 +57,7 @@ def pairs_gallery(
     return Gallery(
         run=Path(config.out).resolve().name,
         log=log_key(log) or "",
-        arranged=arranged,
+        arranged=rows,
         bad=None if swapped is None else np.array([sample_id in swapped for sample_id in ids]),
         text=lambda row: shortened(captions[ids[row]]) if ids[row] in captions else None,
         image=pictures.get,

@@ -20,8 +20,8 @@ from gradmimic.run.clip.evaluate import KS
 from gradmimic.run.clip.gallery import pairs_gallery
 from gradmimic.run.clip.outcome import WAYS, mean_scores, recalls, zero_shots
 from gradmimic.run.clip.read import Inputs
-from gradmimic.run.outcome import Outcome
-from gradmimic.run.shown import census_grid, epoch_scores, score_charts
+from gradmimic.run.outcome import Outcome, scores_by_epoch
+from gradmimic.run.shown import census_grid, score_charts
 from gradmimic.run.verdict import (
     gain_sentence,
     noise_sentence,
@@ -149,7 +149,7 @@ def _charts(
             "loss",
             "Mean loss on the pairs as given. Learning bad ones by heart lowers it as well.",
         ),
-        epoch_chart(epoch_scores(log, selection), bad, names),
+        epoch_chart(scores_by_epoch(log, selection.table["sample_id"]), bad, names),
     ]
 
 

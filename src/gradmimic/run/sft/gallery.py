@@ -3,22 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from gradmimic.curate import Selection
 from gradmimic.curate.review import log_key
 from gradmimic.data.instructions import Instruction
 from gradmimic.log_reader import LogReader
-from gradmimic.report.gallery import Arranged, Gallery, arrange
+from gradmimic.report.gallery import Arranged, Gallery
 from gradmimic.report.numbers import shortened
 from gradmimic.run.sft.config import SftConfig
-from gradmimic.run.shown import lowest_kept
 
 END = 100  # samples at each end, whose texts are read again
-
-
-def arranged_instructions(selection: Selection) -> Arranged:
-    """Return the rows of the gallery."""
-    threshold = lowest_kept(selection, selection.table["score"].to_numpy())
-    return arrange(selection.table, threshold, end=END)
 
 
 def instructions_gallery(

@@ -16,10 +16,10 @@ from gradmimic.report.grids import Grid
 from gradmimic.report.tokens import TokenCard, TokensReport, write_tokens_report
 from gradmimic.run.outcome import Outcome
 from gradmimic.run.sft.config import SftConfig
-from gradmimic.run.sft.gallery import arranged_instructions, instructions_gallery
+from gradmimic.run.sft.gallery import END, instructions_gallery
 from gradmimic.run.sft.losses import REFERENCE
 from gradmimic.run.sft.tokens import token_scores
-from gradmimic.run.shown import census_grid, score_charts
+from gradmimic.run.shown import arranged, census_grid, score_charts
 from gradmimic.run.verdict import noise_sentence, removal_sentence, trust_sentence
 
 LOWEST, BORDER, HIGHEST = 24, 6, 12  # samples shown; at the border so many on either side
@@ -47,9 +47,9 @@ def write_sft_page(
     """
     chosen = _choose(selection)
     rows = [row for _, _, rows in chosen for row in rows]
-    arranged = arranged_instructions(selection)
-    ids = arranged.table["sample_id"].to_pylist()
-    wanted = [*(row["sample_id"] for row in rows), *(ids[place] for place in arranged.wanted)]
+    shown = arranged(selection, END)
+    ids = shown.table["sample_id"].to_pylist()
+    wanted = [*(row["sample_id"] for row in rows), *(ids[place] for place in shown.wanted)]
     found = look_up(dict.fromkeys(wanted))
     cards = _cards(rows, log, found, tokens)
     write_tokens_report(
@@ -60,7 +60,7 @@ def write_sft_page(
             tiles=_tiles(outcome.values, selection),
             notes=outcome.notes,
             charts=_charts(config, outcome.values, selection, log),
-            gallery=instructions_gallery(config, arranged, log, found),
+            gallery=instructions_gallery(config, shown, log, found),
             grids=[_census(outcome)],
             metrics=outcome.metrics,
             ends=[
